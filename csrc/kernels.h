@@ -1,0 +1,147 @@
+// The table of operations that each instruction set provides, and their arguments.
+//
+// The step (model.cpp) knows only this file; kernels.cpp fills one table per instruction set. Every operation works on
+// a range of its items, so that the step can deal ranges to threads; no operation sums across ranges, so the dealing
+// never changes a result.
+#pragma once
+
+#include <cstdint>
+
+#include "kvik.h"
+#include "layout.h"
+
+namespace kvik {
+
+// The form in which activations enter a matrix product.
+enum ActForm : int32_t {
+    ACT_BF16,         // bf16 weights, matrix instructions that take bf16
+    ACT_F32_OF_BF16,  // bf16 weights widened to f32: activations are f32 holding bf16 values
+    ACT_F32,          // f32 weights
+};
+KVIK_ALWAYS int64_t act_bytes(ActForm form) { return form == ACT_BF16 ? 2 : 4; }
+
+// Rows of activations are readable up to a multiple of this many, for tiles that always load 16 or 32 rows.
+constexpr int64_t ROW_PADDING = 32;
+
+enum Epilogue : int32_t {
+    STORE,     // out = product (+ bias)
+    ADD,       // out += product (+ bias)
+    SILU_MUL,  // act_out[:, 16 p + i] = silu(column i) * column 16 + i of panel p
+};
+
+struct LinearArgs {
+    Matrix weights;
+    const void* act;  // [rows, act_stride] in the table's ActForm
+    int64_t act_stride;
+    const float* bias;  // [panels * 32] or null
+    Epilogue epilogue;
+    float* out;  // [rows, out_stride]
+    int64_t out_stride;
+    void* act_out;
+    int64_t act_out_stride;
+    int64_t columns;  // STORE writes only this many (the rest is padding)
+};
+
+struct NormArgs {
+    const float* x;  // [rows, stride], zero past `columns`
+    int64_t stride, columns;
+    const float* weight;  // [padded(columns)], zero past `columns`
+    float eps;
+    const int32_t* rows;  // which row of x becomes row i of out; null: row i
+    void* out;            // [rows, out_stride] activations
+    int64_t out_stride;
+    ActForm form;
+};
+
+struct EmbedArgs {
+    const int32_t* token_ids;
+    Matrix packed;      // the head, if tied
+    const void* table;  // [vocab, columns] row-major, if not
+    int32_t form;
+    int64_t columns;
+    float* x;  // [tokens, stride]
+    int64_t stride;
+};
+
+// A run of consecutive tokens of one row within one group of 32 positions.
+struct TokenRun {
+    int32_t row, begin, end;
+};
+
+struct RopeStoreArgs {
+    const KvikSpec* spec;
+    const float* qkv;  // [tokens, stride]: q, k, v sections at these columns
+    int64_t stride, k_column, v_column;
+    const float *q_norm, *k_norm;  // [padded(head_dim)] or null
+    const float *cos, *sin;        // [tokens, head_dim / 2]
+    const int32_t* positions;
+    const int32_t* block_tables;
+    int64_t table_width;
+    const TokenRun* runs;
+    KvLayout kv;
+    char* kv_layer;
+    void* q;  // [kv_heads, tokens, group, padded(head_dim)] activations
+    int64_t num_tokens;
+    ActForm form;
+};
+
+// One piece of attention: query tokens [begin, end) of a row, one KV head, partitions [part_begin, part_end).
+struct AttendItem {
+    int32_t row, begin, end, kv_head;
+    int32_t part_begin, part_end;
+    int32_t partial;  // where to leave the partitions' results unmerged, one after another; -1: finish the item
+};
+
+struct AttendArgs {
+    const KvikSpec* spec;
+    int32_t window;
+    int64_t partition;  // positions, a multiple of GROUP
+    const void* q;
+    int64_t num_tokens;
+    const int32_t* positions;
+    const int32_t* block_tables;
+    int64_t table_width;
+    KvLayout kv;
+    const char* kv_layer;
+    void* out;  // [tokens, out_stride] activations
+    int64_t out_stride;
+    ActForm form;
+    float* partials;  // [partial, rows, 2 + padded(head_dim)]
+    int64_t partial_stride;
+};
+
+struct CombineItem {
+    int32_t row, begin, end, kv_head, first, count;  // partials first .. first + count, in order of position
+};
+
+struct Kernels {
+    const char* name;
+    ActForm act_of_bf16;
+    // Around a thread's work in a step: matrix units may need setting up.
+    void (*begin)();
+    void (*end)();
+    void (*embed)(const EmbedArgs&, int64_t begin, int64_t end);
+    void (*rms_norm)(const NormArgs&, int64_t begin, int64_t end);
+    void (*linear)(const LinearArgs&, int64_t panel_begin, int64_t panel_end, int64_t row_begin, int64_t row_end);
+    // Item i is run i / kv_heads, KV head i % kv_heads.
+    void (*rope_store)(const RopeStoreArgs&, int64_t begin, int64_t end);
+    int64_t (*attend_scratch)(const KvikSpec&, int64_t query_rows, int64_t partition);
+    void (*attend)(const AttendArgs&, const AttendItem&, void* scratch);
+    void (*combine)(const AttendArgs&, const CombineItem&);
+    int64_t (*sampler_scratch)(int32_t vocab);
+    void (*draw)(const KvikSamplePlan&, int32_t s, const float* logits, int32_t vocab, void* scratch, KvikResult&);
+    void (*score)(const KvikScorePlan&, int32_t q, const float* logits, int32_t vocab, void* scratch, KvikTop&);
+    double (*peak)(int32_t form, double seconds);
+};
+
+struct Isa {
+    const char* name;
+    const char* (*refusal)();  // null if it can run here
+    const Kernels* (*kernels)();
+};
+// Best first.
+const Isa* isa_list(int* count);
+// The named set, or the best for "auto"; null with `why` if it cannot run.
+const Kernels* choose_kernels(const char* name, const char** why);
+
+}  // namespace kvik

@@ -1,0 +1,79 @@
+// Linear layers over packed weights, with what follows them done while the result is still in cache.
+#pragma once
+
+#include "kernels.h"
+#include "matmul.h"
+
+namespace KVIK_ISA {
+
+using kvik::ActForm;
+using kvik::LinearArgs;
+
+// Write 16 activations in the form that the next product takes.
+KVIK_INLINE void store_act(void* base, int64_t index, f32x16 v, ActForm form) {
+    if (form == kvik::ACT_BF16) {
+        store_as(static_cast<uint16_t*>(base) + index, to_bf16(v));
+    } else {
+        store(static_cast<float*>(base) + index, form == kvik::ACT_F32 ? v : from_bf16(to_bf16(v)));
+    }
+}
+
+KVIK_INLINE f32x16 silu(f32x16 x) { return x / (exp(-x) + 1.0f); }
+
+// What to do with the finished rows x 32 results of one panel.
+KVIK_INLINE void finish_panel(const LinearArgs& args, ActForm form, int64_t panel, int64_t row, int rows,
+                              const float* result) {
+    const int64_t column = panel * PANEL;
+    for (int r = 0; r < rows; r++) {
+        f32x16 left = load(result + r * PANEL), right = load(result + r * PANEL + TILE);
+        if (args.bias) {
+            left = left + load(args.bias + column);
+            right = right + load(args.bias + column + TILE);
+        }
+        if (args.epilogue == kvik::SILU_MUL) {
+            store_act(args.act_out, (row + r) * args.act_out_stride + panel * TILE, silu(left) * right, form);
+            continue;
+        }
+        float* out = args.out + (row + r) * args.out_stride + column;
+        if (args.epilogue == kvik::ADD) {
+            left = left + load(out);
+            right = right + load(out + TILE);
+        } else if (args.columns < column + PANEL) {
+            float both[PANEL];
+            store(both, left);
+            store(both + TILE, right);
+            if (args.columns > column) std::memcpy(out, both, (args.columns - column) * sizeof(float));
+            continue;
+        }
+        store(out, left);
+        store(out + TILE, right);
+    }
+}
+
+template <class F>
+static void linear_of(const LinearArgs& args, ActForm form, int64_t panel_begin, int64_t panel_end, int64_t row_begin,
+                      int64_t row_end) {
+    const auto* act = static_cast<const typename F::act*>(args.act);
+    alignas(64) float result[PANEL * PANEL];
+    for (int64_t panel = panel_begin; panel < panel_end; panel++) {
+        InOrder blocks{args.weights.panel(panel), F::BLOCK_BYTES};
+        in_pieces<F>(row_end - row_begin, [&](int64_t r, int rows) {
+            int64_t row = row_begin + r;
+            panel_product<F>(rows, act + row * args.act_stride, args.act_stride, blocks, args.weights.kblocks, result,
+                             PANEL);
+            finish_panel(args, form, panel, row, rows, result);
+        });
+    }
+}
+
+constexpr ActForm ACT_OF_BF16 = sizeof(Bf16::act) == 2 ? kvik::ACT_BF16 : kvik::ACT_F32_OF_BF16;
+
+static void linear(const LinearArgs& args, int64_t panel_begin, int64_t panel_end, int64_t row_begin,
+                   int64_t row_end) {
+    if (args.weights.form == KVIK_F32)
+        linear_of<F32>(args, kvik::ACT_F32, panel_begin, panel_end, row_begin, row_end);
+    else
+        linear_of<Bf16>(args, ACT_OF_BF16, panel_begin, panel_end, row_begin, row_end);
+}
+
+}  // namespace KVIK_ISA

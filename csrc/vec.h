@@ -1,0 +1,135 @@
+// Vectors of sixteen floats, and the few operations the kernels need on them.
+//
+// Every kernel body is written once against this file and compiled once per instruction set. GCC's and clang's vector
+// extensions turn `f32x16` into one zmm, two ymm or four xmm (or NEON) registers; only what they cannot express well is
+// spelled in intrinsics. All functions are inline and live in the namespace of their instruction set, KVIK_ISA, so
+// that no code of one set is ever linked into another. This file knows nothing of models.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define KVIK_INLINE inline __attribute__((always_inline))
+
+namespace KVIK_ISA {
+
+constexpr int LANES = 16;
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+
+template <class V, class T>
+KVIK_INLINE V load_as(const T* p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+template <class V, class T>
+KVIK_INLINE void store_as(T* p, V v) {
+    std::memcpy(p, &v, sizeof v);
+}
+
+KVIK_INLINE f32x16 load(const float* p) { return load_as<f32x16>(p); }
+KVIK_INLINE void store(float* p, f32x16 v) { store_as(p, v); }
+KVIK_INLINE f32x16 splat(float x) { return f32x16{} + x; }
+KVIK_INLINE u32x16 splat_bits(uint32_t x) { return u32x16{} + x; }
+KVIK_INLINE u32x16 bits(f32x16 v) { return load_as<u32x16>(&v); }
+KVIK_INLINE f32x16 from_bits(u32x16 v) { return load_as<f32x16>(&v); }
+
+// a * b + c with one rounding wherever the instruction set has it. The compiler is told not to contract on its own
+// (-ffp-contract=off), so that the same expression gives the same bytes in every template instance.
+KVIK_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
+#if defined(__AVX512F__)
+    return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    f32x16 r;
+    __m256 lo = _mm256_fmadd_ps(_mm256_loadu_ps((const float*)&a), _mm256_loadu_ps((const float*)&b),
+                                _mm256_loadu_ps((const float*)&c));
+    __m256 hi = _mm256_fmadd_ps(_mm256_loadu_ps((const float*)&a + 8), _mm256_loadu_ps((const float*)&b + 8),
+                                _mm256_loadu_ps((const float*)&c + 8));
+    _mm256_storeu_ps((float*)&r, lo);
+    _mm256_storeu_ps((float*)&r + 8, hi);
+    return r;
+#elif defined(__ARM_FEATURE_FMA)
+    f32x16 r;
+    for (int i = 0; i < LANES; i++) r[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return r;
+#else
+    return a * b + c;
+#endif
+}
+
+KVIK_INLINE f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }
+KVIK_INLINE f32x16 min(f32x16 a, f32x16 b) { return a < b ? a : b; }
+
+// Sum and maximum over the lanes, always in the same tree order.
+KVIK_INLINE float sum(f32x16 v) {
+    float x[LANES];
+    store(x, v);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) x[i] += x[i + width];
+    return x[0];
+}
+KVIK_INLINE float largest(f32x16 v) {
+    float x[LANES];
+    store(x, v);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) x[i] = x[i] > x[i + width] ? x[i] : x[i + width];
+    return x[0];
+}
+
+// bf16 is the upper half of a float32. Rounding is to nearest, ties to even; NaN stays NaN.
+KVIK_INLINE u16x16 to_bf16(f32x16 v) {
+#if defined(__AVX512BF16__)
+    return (u16x16)_mm512_cvtneps_pbh((__m512)v);
+#else
+    u32x16 b = bits(v);
+    u32x16 rounded = (b + (((b >> 16) & 1u) + 0x7fffu)) >> 16;
+    u32x16 quiet = (b >> 16) | 0x40u;
+    return __builtin_convertvector(v == v ? rounded : quiet, u16x16);
+#endif
+}
+KVIK_INLINE f32x16 from_bf16(u16x16 v) { return from_bits(__builtin_convertvector(v, u32x16) << 16); }
+
+KVIK_INLINE uint16_t to_bf16(float x) {
+    uint32_t b;
+    std::memcpy(&b, &x, 4);
+    if (x != x) return static_cast<uint16_t>((b >> 16) | 0x40u);
+    return static_cast<uint16_t>((b + (((b >> 16) & 1u) + 0x7fffu)) >> 16);
+}
+KVIK_INLINE float from_bf16(uint16_t h) {
+    uint32_t b = static_cast<uint32_t>(h) << 16;
+    float x;
+    std::memcpy(&x, &b, 4);
+    return x;
+}
+
+// e^x to about 1 ulp for x <= 88; exactly 0 below -87.3 and for -infinity; NaN stays NaN. Cody and Waite's reduction
+// and a minimax polynomial of degree 6 for e^r on |r| <= ln(2) / 2.
+KVIK_INLINE f32x16 exp(f32x16 x) {
+    const f32x16 low = splat(-87.33654f), high = splat(88.0f);
+    f32x16 clamped = x < low ? low : (x > high ? high : x);
+    const f32x16 magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+    f32x16 shifted = fma(clamped, splat(1.44269504f), magic);
+    f32x16 n = shifted - magic;
+    f32x16 r = fma(n, splat(-0.693359375f), clamped);
+    r = fma(n, splat(2.12194440e-4f), r);
+    f32x16 p = splat(1.9875691500e-4f);
+    p = fma(p, r, splat(1.3981999507e-3f));
+    p = fma(p, r, splat(8.3334519073e-3f));
+    p = fma(p, r, splat(4.1665795894e-2f));
+    p = fma(p, r, splat(1.6666665459e-1f));
+    p = fma(p, r, splat(5.0000001201e-1f));
+    p = fma(p, r * r, r) + 1.0f;
+    f32x16 scaled = from_bits(bits(p) + ((bits(shifted) - bits(magic)) << 23));
+    f32x16 result = x < low ? f32x16{} : scaled;
+    return x == x ? result : x;
+}
+
+}  // namespace KVIK_ISA

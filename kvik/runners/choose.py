@@ -1,0 +1,32 @@
+"""The one place where a runner is chosen: resolved at start-up, from the options and what can serve here."""
+
+from __future__ import annotations
+
+import warnings
+
+from kvik.config import EngineConfig
+from kvik.errors import BackendError
+from kvik.runners.native import NativeRunner, available
+from kvik.runners.reference import ReferenceRunner
+from kvik.runners.runner import Runner
+
+
+def create_runner(config: EngineConfig) -> Runner:
+    """The runner that `backend` names; for auto, native if it was built, otherwise reference, saying so once.
+
+    Raises BackendError if what was asked for by name cannot serve, with the reason.
+    """
+    options = config.runner
+    forms = {"weights": config.model.weights, "kv_dtype": config.cache.kv_dtype}
+    if options.backend == "reference":
+        return ReferenceRunner(options, **forms)
+    if options.backend == "auto" and not available():
+        if options.isa != "auto":
+            raise BackendError(f"isa is {options.isa!r}, but the native runner was not built")
+        warnings.warn(
+            "kvik was installed without its native runner (no C++ compiler was found) and runs on the slow reference "
+            "path; install a compiler and reinstall kvik",
+            stacklevel=2,
+        )
+        return ReferenceRunner(options, **forms)
+    return NativeRunner(options, **forms)

@@ -1,0 +1,66 @@
+"""The Runner protocol: what the engine needs from whatever computes the model.
+
+A runner owns the weights, the KV arena and nothing else: no policy, no requests, no text. It executes StepPlans
+in order and answers each with a StepResult.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kvik.checkpoint.checkpoint import Checkpoint
+from kvik.step import Float32, StepPlan, StepResult
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes a runner holds, by component."""
+
+    weights: int
+    kv: int
+    activations: int
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """Which candidate serves, and why each other one does not."""
+
+    chosen: str
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+class Runner(Protocol):
+    """Load, allocate, then run plan after plan. Not thread-safe: one caller at a time."""
+
+    @property
+    def name(self) -> str:
+        """native, reference, cuda."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Take the weights in, in the form the options ask for. Raises CheckpointError, NotEnoughMemoryError."""
+
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache one token takes, over all layers."""
+
+    def allocate(self, num_blocks: int, block_size: int) -> None:
+        """Reserve the KV arena: blocks 0 .. num_blocks - 1. Raises NotEnoughMemoryError."""
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Copy blocks, run the model over the plan's tokens, draw and score."""
+
+    def logits(self, plan: StepPlan) -> Float32:
+        """Like `run`, but returns the logits of every token, float32 [T, vocab_size], and draws nothing. For tests
+        and evaluation, not for serving.
+        """
+
+    def memory(self) -> MemoryUse: ...
+
+    def kernels(self) -> KernelChoice:
+        """What computes, for `kvik info`."""
+
+    def close(self) -> None:
+        """Free everything. Idempotent."""
