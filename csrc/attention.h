@@ -125,9 +125,13 @@ static bool attend_partition(const AttendArgs& args, const AttendItem& item, con
     const char* head = args.kv_layer + item.kv_head * args.kv.head_bytes();
     Groups keys{head, args.block_tables + item.row * args.table_width, args.kv, group_begin, 0};
     in_pieces<F>(rows, [&](int64_t r, int count) {
-        for (int64_t g = 0; g < width / GROUP; g++)
-            panel_product<F>(count, q + r * dims, dims, InOrder{keys(g), F::BLOCK_BYTES}, dims / KBLOCK,
-                             s.scores + r * args.partition + g * GROUP, args.partition);
+        for (int64_t g = 0; g < width / GROUP; g++) {
+            const char* at = keys(g);
+            // The values of a group lie behind its keys and are wanted soon after.
+            panel_product<F>(count, q + r * dims, dims, InOrder{at, F::BLOCK_BYTES}, dims / KBLOCK,
+                             Ahead{at + args.kv.keys_bytes(), 128}, s.scores + r * args.partition + g * GROUP,
+                             args.partition);
+        }
     });
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(args.spec->head_dim));
     for (int64_t r = 0; r < rows; r++) {
@@ -139,7 +143,7 @@ static bool attend_partition(const AttendArgs& args, const AttendItem& item, con
         for (int64_t d = 0; d < dims / PANEL; d++) {
             Groups values{head, keys.table, args.kv, group_begin, args.kv.keys_bytes() + d * F::BLOCK_BYTES};
             panel_product<F>(count, s.probs + r * args.partition, args.partition, values, width / GROUP,
-                             s.part + r * dims + d * PANEL, dims);
+                             nothing_ahead(s.probs), s.part + r * dims + d * PANEL, dims);
         }
     });
     return true;

@@ -50,17 +50,31 @@ KVIK_INLINE void finish_panel(const LinearArgs& args, ActForm form, int64_t pane
     }
 }
 
+// What to fetch while a piece of rows is multiplied with a panel. A single piece streams: a little ahead of where it
+// reads. Of several pieces the later ones find the panel in cache, so together they fetch the next one, as many as needed.
+constexpr int64_t STREAM_AHEAD = 8192;
+
+KVIK_INLINE Ahead ahead_of(const kvik::Matrix& weights, int64_t panel, int64_t piece, bool only_piece) {
+    const char* at = weights.panel(panel);
+    if (only_piece) return {at + STREAM_AHEAD, 128};
+    const int64_t fetched = piece * (weights.kblocks * KBLOCK / 2 * 64);
+    if (fetched >= weights.panel_bytes()) return nothing_ahead(at);
+    return {at + weights.panel_bytes() + fetched, 64};
+}
+
 template <class F>
 static void linear_of(const LinearArgs& args, ActForm form, int64_t panel_begin, int64_t panel_end, int64_t row_begin,
                       int64_t row_end) {
     const auto* act = static_cast<const typename F::act*>(args.act);
     alignas(64) float result[PANEL * PANEL];
     for (int64_t panel = panel_begin; panel < panel_end; panel++) {
+        int64_t piece = 0;
         InOrder blocks{args.weights.panel(panel), F::BLOCK_BYTES};
         in_pieces<F>(row_end - row_begin, [&](int64_t r, int rows) {
             int64_t row = row_begin + r;
-            panel_product<F>(rows, act + row * args.act_stride, args.act_stride, blocks, args.weights.kblocks, result,
-                             PANEL);
+            Ahead ahead = ahead_of(args.weights, panel, piece++, rows == row_end - row_begin);
+            panel_product<F>(rows, act + row * args.act_stride, args.act_stride, blocks, args.weights.kblocks, ahead,
+                             result, PANEL);
             finish_panel(args, form, panel, row, rows, result);
         });
     }

@@ -44,6 +44,22 @@ KVIK_INLINE reg reg_fma(reg a, reg b, reg c) {
 }
 KVIK_INLINE reg reg_of(ureg v) { return load_as<reg>(&v); }
 
+// Cache lines to ask for while a K-block is multiplied: two with every pair of inputs, `step` bytes on each time. The
+// hardware's own prefetcher keeps up with one row of activations, but not with eight: their loads fill the window in
+// which it could look ahead.
+struct Ahead {
+    const char* next;
+    int64_t step;  // 128: two new lines a pair; 64: one
+
+    KVIK_INLINE void pair(int i) const {
+        __builtin_prefetch(next + i * step, 0, 3);
+        __builtin_prefetch(next + i * step + 64, 0, 3);
+    }
+    KVIK_INLINE Ahead after(int64_t kblocks) const { return {next + kblocks * (KBLOCK / 2) * step, step}; }
+};
+// Ask again for what is there anyway: cheaper than a branch in the inner loop.
+KVIK_INLINE Ahead nothing_ahead(const void* hot) { return {static_cast<const char*>(hot), 0}; }
+
 // K-blocks of a panel that lie one after another.
 struct InOrder {
     const char* first;
@@ -66,9 +82,11 @@ struct F32 {
     static constexpr int COLUMNS = 16, ROWS = 2;
 #endif
     template <int R, int N>
-    static KVIK_INLINE void multiply(reg (&acc)[R][N], const act* a, int64_t stride, const char* block, int column) {
+    static KVIK_INLINE void multiply(reg (&acc)[R][N], const act* a, int64_t stride, const char* block, int column,
+                                     Ahead ahead) {
         const float* w = reinterpret_cast<const float*>(block) + column;
         for (int k = 0; k < KBLOCK; k++, w += PANEL) {
+            ahead.pair(k);
             reg b[N];
 #pragma GCC unroll 8
             for (int n = 0; n < N; n++) b[n] = load_as<reg>(w + n * REG_LANES);
@@ -90,9 +108,11 @@ struct Bf16 {
     static constexpr int64_t BLOCK_BYTES = KBLOCK * PANEL * 2;
     static constexpr int COLUMNS = 32, ROWS = 12;
     template <int R, int N>
-    static KVIK_INLINE void multiply(reg (&acc)[R][N], const act* a, int64_t stride, const char* block, int) {
+    static KVIK_INLINE void multiply(reg (&acc)[R][N], const act* a, int64_t stride, const char* block, int,
+                                     Ahead ahead) {
 #if defined(__AVX512BF16__)
         for (int pair = 0; pair < KBLOCK / 2; pair++, block += 64, a += 2) {
+            ahead.pair(pair);
             __m512bh b[N];
 #pragma GCC unroll 2
             for (int n = 0; n < N; n++) b[n] = (__m512bh)_mm512_loadu_si512(block + n * (KBLOCK * TILE * 2));
@@ -104,7 +124,7 @@ struct Bf16 {
             }
         }
 #else
-        (void)acc, (void)a, (void)stride, (void)block;
+        (void)acc, (void)a, (void)stride, (void)block, (void)ahead;
 #endif
     }
 };
@@ -123,10 +143,12 @@ struct Bf16 {
     static constexpr int COLUMNS = 16, ROWS = 2;
 #endif
     template <int R, int N>
-    static KVIK_INLINE void multiply(reg (&acc)[R][N], const act* a, int64_t stride, const char* block, int column) {
+    static KVIK_INLINE void multiply(reg (&acc)[R][N], const act* a, int64_t stride, const char* block, int column,
+                                     Ahead ahead) {
         constexpr int TILES = COLUMNS / TILE, PER_TILE = N / TILES;
         const char* tile = block + column / TILE * (KBLOCK * TILE * 2);
         for (int pair = 0; pair < KBLOCK / 2; pair++, tile += 64, a += 2) {
+            ahead.pair(pair);
             reg even[N], odd[N];
 #pragma GCC unroll 8
             for (int n = 0; n < N; n++) {
@@ -153,10 +175,11 @@ struct Bf16 {
 // R rows times COLUMNS columns of a panel, from `column` on.
 template <class F, int R, class Blocks>
 KVIK_INLINE void product_of_rows(const typename F::act* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
-                                 float* out, int64_t out_stride, int column) {
+                                 Ahead ahead, float* out, int64_t out_stride, int column) {
     constexpr int N = F::COLUMNS / REG_LANES;
     reg acc[R][N] = {};
-    for (int64_t k = 0; k < kblocks; k++) F::template multiply<R, N>(acc, a + k * KBLOCK, stride, blocks(k), column);
+    for (int64_t k = 0; k < kblocks; k++)
+        F::template multiply<R, N>(acc, a + k * KBLOCK, stride, blocks(k), column, ahead.after(k));
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
@@ -165,12 +188,12 @@ KVIK_INLINE void product_of_rows(const typename F::act* a, int64_t stride, const
 
 template <class F, int R, class Blocks>
 KVIK_INLINE void product_of(int rows, const typename F::act* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
-                            float* out, int64_t out_stride) {
+                            Ahead ahead, float* out, int64_t out_stride) {
     if (rows == R) {
         for (int column = 0; column < PANEL; column += F::COLUMNS)
-            product_of_rows<F, R>(a, stride, blocks, kblocks, out, out_stride, column);
+            product_of_rows<F, R>(a, stride, blocks, kblocks, ahead, out, out_stride, column);
     } else if constexpr (R > 1) {
-        product_of<F, R - 1>(rows, a, stride, blocks, kblocks, out, out_stride);
+        product_of<F, R - 1>(rows, a, stride, blocks, kblocks, ahead, out, out_stride);
     }
 }
 
@@ -180,7 +203,7 @@ KVIK_INLINE void product_of(int rows, const typename F::act* a, int64_t stride, 
 // activations whatever `rows` is, and writes as many rows of `out`.
 template <class Blocks>
 KVIK_INLINE void product_on_tiles(int rows, const uint16_t* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
-                                  float* out, int64_t out_stride) {
+                                  Ahead ahead, float* out, int64_t out_stride) {
     const bool two = rows > 16;
     const uint16_t* lower = a + 16 * stride;
     tile_zero<0>();
@@ -191,10 +214,8 @@ KVIK_INLINE void product_on_tiles(int rows, const uint16_t* a, int64_t stride, c
     }
     for (int64_t k = 0; k < kblocks; k++) {
         const char* b = blocks(k);
-#if !defined(KVIK_AMX_EMULATED)
-        // One K-block ahead of the next: without it the tile loads leave a third of the memory's bandwidth unused.
-        for (int line = 0; line < 32; line++) _mm_prefetch(b + 4096 + line * 64, _MM_HINT_T0);
-#endif
+        const Ahead now = ahead.after(k);
+        for (int pair = 0; pair < KBLOCK / 2; pair++) now.pair(pair);
         tile_load<4>(a + k * KBLOCK, stride * 2);
         tile_load<6>(b, 64);
         tile_dot<0, 4, 6>();
@@ -229,14 +250,14 @@ constexpr int most_rows() {
 // out[rows, 32] = act[rows, kblocks * 32] x panel. `out` has room for rows rounded up to 16.
 template <class F, class Blocks>
 KVIK_INLINE void panel_product(int rows, const typename F::act* a, int64_t stride, const Blocks& blocks,
-                               int64_t kblocks, float* out, int64_t out_stride) {
+                               int64_t kblocks, Ahead ahead, float* out, int64_t out_stride) {
 #if defined(KVIK_AMX)
     if constexpr (sizeof(typename F::act) == 2) {
-        product_on_tiles(rows, a, stride, blocks, kblocks, out, out_stride);
+        product_on_tiles(rows, a, stride, blocks, kblocks, ahead, out, out_stride);
         return;
     }
 #endif
-    product_of<F, F::ROWS>(rows, a, stride, blocks, kblocks, out, out_stride);
+    product_of<F, F::ROWS>(rows, a, stride, blocks, kblocks, ahead, out, out_stride);
 }
 
 // Call piece(begin, count) so that 0 .. rows is covered by pieces of nearly equal size that panel_product takes.

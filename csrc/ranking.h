@@ -45,29 +45,58 @@ KVIK_INLINE f32x16 load_part(const float* p, int32_t left) {
     return load(x);
 }
 
+// Comparisons are made in vectors of the machine's own width: GCC takes wider ones apart lane by lane.
+#if defined(__AVX512F__)
+constexpr int PART = 16;
+#elif defined(__AVX2__)
+constexpr int PART = 8;
+#else
+constexpr int PART = 4;
+#endif
+constexpr int PARTS = LANES / PART;
+typedef float f32part __attribute__((vector_size(PART * 4)));
+typedef int32_t i32part __attribute__((vector_size(PART * 4)));
+
+// Sixteen lanes of running maxima, and of whether a NaN went by.
+struct Maxima {
+    f32part most[PARTS];
+    i32part nans[PARTS];
+
+    KVIK_INLINE void reset() {
+        for (int j = 0; j < PARTS; j++) most[j] = f32part{} - INF;
+    }
+    KVIK_INLINE void take(const float* x) {
+        for (int j = 0; j < PARTS; j++) {
+            f32part v = load_as<f32part>(x + j * PART);
+            most[j] = v > most[j] ? v : most[j];
+            nans[j] |= v != v;
+        }
+    }
+};
+
 struct Scan {
     float largest;
     bool usable;  // no NaN, no +inf, not all -inf
 };
 
 inline Scan scan(const float* x, int32_t n, float* maxima) {
-    f32x16 top = splat(-INF);
-    i32x16 bad = {};
+    Maxima seen = {};
+    float most = -INF;
     for (int32_t start = 0; start < n; start += BLOCK, maxima += LANES) {
-        int32_t end = lesser(start + BLOCK, n);
-        f32x16 here = splat(-INF);
-        for (int32_t i = start; i < end; i += LANES) {
-            f32x16 v = load_part(x + i, end - i);
-            here = max(v, here);
-            bad |= v != v;
+        int32_t i = start, end = lesser(start + BLOCK, n);
+        seen.reset();
+        for (; i + LANES <= end; i += LANES) seen.take(x + i);
+        if (i < end) {
+            f32x16 rest = load_part(x + i, end - i);
+            seen.take(reinterpret_cast<const float*>(&rest));
         }
-        store(maxima, here);
-        top = max(here, top);
+        for (int j = 0; j < PARTS; j++) store_as(maxima + j * PART, seen.most[j]);
+        float here = largest(load(maxima));
+        most = here > most ? here : most;
     }
-    bool is_nan = false;
-    for (int i = 0; i < LANES; i++) is_nan |= bad[i] != 0;
-    float most = largest(top);
-    return {most, !is_nan && most > -INF && most < INF};
+    int32_t nans = 0;
+    for (int i = 0; i < LANES; i++) nans |= seen.nans[i / PART][i % PART];
+    return {most, !nans && most > -INF && most < INF};
 }
 
 // The lowest id whose logit is `most`.
@@ -195,12 +224,15 @@ inline double weight_above(float bound, int32_t n, const SamplerScratch& scratch
     double total = 0;
     for (int32_t start = 0; start < n; start += BLOCK) {
         int32_t end = lesser(start + BLOCK, n), i = start;
-        f32x16 block = {};
+        f32part block[PARTS] = {};
         for (; i + LANES <= end; i += LANES)
-            block += load(scratch.kept + i) >= bound ? load(scratch.weights + i) : f32x16{};
+            for (int j = 0; j < PARTS; j++) {
+                f32part weight = load_as<f32part>(scratch.weights + i + j * PART);
+                block[j] += load_as<f32part>(scratch.kept + i + j * PART) >= bound ? weight : f32part{};
+            }
         float rest = 0;
         for (; i < end; i++) rest += scratch.kept[i] >= bound ? scratch.weights[i] : 0.0f;
-        total += sum(block) + rest;
+        total += sum(load_as<f32x16>(block)) + rest;
     }
     return total;
 }

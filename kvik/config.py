@@ -77,7 +77,7 @@ class CacheOptions:
     kv_dtype: str = option(
         "auto", "Form of keys and values. auto is f32 for f32 weights, otherwise bf16.", choices=("auto", "bf16", "f32")
     )
-    block_size: int = option(32, "Tokens in one KV block; a multiple of 16.", low=16)
+    block_size: int = option(32, "Tokens in one KV block; a multiple of 32.", low=32)
     kv_cache_memory: int | None = option(
         None, "Memory for the KV cache, such as 4GiB. Default: what is free, less a margin.", low=1, size=True
     )
@@ -90,8 +90,8 @@ class CacheOptions:
 
     def __post_init__(self) -> None:
         _check(self)
-        if self.block_size % 16:
-            raise ConfigError(f"block_size is {self.block_size}; expected a multiple of 16")
+        if self.block_size % 32:
+            raise ConfigError(f"block_size is {self.block_size}; expected a multiple of 32")
 
 
 @dataclass(frozen=True)

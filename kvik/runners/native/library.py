@@ -163,5 +163,5 @@ def call(function: Any, *arguments: Any) -> Any:
 
 
 def as_contiguous(array: NDArray[Any]) -> NDArray[Any]:
-    """The array itself if it is row-major already, else a copy."""
-    return np.ascontiguousarray(array)
+    """The array itself if it is row-major and aligned already, else a copy (a map's tensors can lie anywhere)."""
+    return np.require(array, requirements=["C", "A"])

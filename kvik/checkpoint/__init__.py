@@ -1,0 +1,59 @@
+"""What a model is on disk: config to DecoderSpec, files to tensors. `open_checkpoint` is the door.
+
+A model is opened and checked here and read by whoever computes it. This room knows nothing of runners, devices or
+tokenizers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvik.checkpoint.checkpoint import Checkpoint, Tensor
+from kvik.checkpoint.dummy import PREFIX, DummyCheckpoint
+from kvik.checkpoint.families import read_spec
+from kvik.checkpoint.files import shown
+from kvik.checkpoint.hf import HuggingFaceCheckpoint, read_config
+from kvik.checkpoint.hub import download, is_hub_id
+from kvik.checkpoint.spec import DecoderSpec, RopeSpec
+from kvik.checkpoint.write import write_checkpoint
+from kvik.errors import CheckpointError, UnsupportedModelError
+
+__all__ = [
+    "Checkpoint",
+    "DecoderSpec",
+    "DummyCheckpoint",
+    "HuggingFaceCheckpoint",
+    "RopeSpec",
+    "Tensor",
+    "open_checkpoint",
+    "write_checkpoint",
+]
+
+
+def open_checkpoint(model: str, *, seed: int = 0) -> Checkpoint:
+    """Open a model: `dummy:NAME`, a directory in Hugging Face layout, or a hub id `org/name[@revision]`.
+
+    `seed` makes the weights of a dummy. A directory that exists goes before a hub id of the same spelling. Raises
+    CheckpointError, UnsupportedModelError.
+    """
+    if model.startswith(PREFIX):
+        return DummyCheckpoint(model, seed)
+    if model.lower().endswith(".gguf"):
+        raise UnsupportedModelError(f"{shown(model)} is a GGUF file, which is not supported; supported: safetensors")
+    if _is_directory(model):
+        return HuggingFaceCheckpoint(model)
+    if is_hub_id(model):
+        return HuggingFaceCheckpoint(download(model, lambda path: read_spec(read_config(path))), name=model)
+    raise CheckpointError(
+        f"{shown(model)}: no such directory; expected a model directory, a hub id (org/name) or {PREFIX}NAME"
+    )
+
+
+def _is_directory(model: str) -> bool:
+    try:
+        path = Path(model)
+        if model and path.is_file():
+            raise CheckpointError(f"{shown(model)} is a file; expected the directory it lies in")
+        return bool(model) and path.is_dir()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{shown(model)} is no path: {error}") from error
