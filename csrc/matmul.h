@@ -18,18 +18,6 @@ using kvik::KBLOCK;
 using kvik::PANEL;
 using kvik::TILE;
 
-// A register of the machine, and how many make 16 floats.
-#if defined(__AVX512F__)
-constexpr int REGISTER_BYTES = 64;
-#elif defined(__AVX2__)
-constexpr int REGISTER_BYTES = 32;
-#else
-constexpr int REGISTER_BYTES = 16;
-#endif
-typedef float reg __attribute__((vector_size(REGISTER_BYTES)));
-typedef uint32_t ureg __attribute__((vector_size(REGISTER_BYTES)));
-constexpr int REG_LANES = REGISTER_BYTES / 4;
-
 KVIK_INLINE reg reg_fma(reg a, reg b, reg c) {
 #if defined(__AVX512F__)
     return (reg)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);

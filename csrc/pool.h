@@ -67,6 +67,20 @@ public:
         }
     }
 
+    // The same in pieces that shrink as the work runs out (guided self-scheduling, Polychronopoulos and Kuck 1987):
+    // long runs that read memory forward, and short ones at the end so that no thread waits long for another.
+    template <class Body>
+    void each_guided(int phase, int64_t total, int threads, Body body) {
+        std::atomic<int64_t>& next = counters_[phase].next;
+        int64_t begin = next.load(std::memory_order_relaxed);
+        while (begin < total) {
+            const int64_t left = total - begin, share = (left + 2 * threads - 1) / (2 * threads);
+            if (!next.compare_exchange_weak(begin, begin + share, std::memory_order_relaxed)) continue;
+            body(begin, begin + share);
+            begin = next.load(std::memory_order_relaxed);
+        }
+    }
+
 private:
     struct alignas(64) Counter {
         std::atomic<int64_t> next{0};

@@ -45,29 +45,17 @@ KVIK_INLINE f32x16 load_part(const float* p, int32_t left) {
     return load(x);
 }
 
-// Comparisons are made in vectors of the machine's own width: GCC takes wider ones apart lane by lane.
-#if defined(__AVX512F__)
-constexpr int PART = 16;
-#elif defined(__AVX2__)
-constexpr int PART = 8;
-#else
-constexpr int PART = 4;
-#endif
-constexpr int PARTS = LANES / PART;
-typedef float f32part __attribute__((vector_size(PART * 4)));
-typedef int32_t i32part __attribute__((vector_size(PART * 4)));
-
 // Sixteen lanes of running maxima, and of whether a NaN went by.
 struct Maxima {
-    f32part most[PARTS];
-    i32part nans[PARTS];
+    reg most[REGS];
+    ireg nans[REGS];
 
     KVIK_INLINE void reset() {
-        for (int j = 0; j < PARTS; j++) most[j] = f32part{} - INF;
+        for (int j = 0; j < REGS; j++) most[j] = reg{} - INF;
     }
     KVIK_INLINE void take(const float* x) {
-        for (int j = 0; j < PARTS; j++) {
-            f32part v = load_as<f32part>(x + j * PART);
+        for (int j = 0; j < REGS; j++) {
+            reg v = load_as<reg>(x + j * REG_LANES);
             most[j] = v > most[j] ? v : most[j];
             nans[j] |= v != v;
         }
@@ -90,12 +78,12 @@ inline Scan scan(const float* x, int32_t n, float* maxima) {
             f32x16 rest = load_part(x + i, end - i);
             seen.take(reinterpret_cast<const float*>(&rest));
         }
-        for (int j = 0; j < PARTS; j++) store_as(maxima + j * PART, seen.most[j]);
+        for (int j = 0; j < REGS; j++) store_as(maxima + j * REG_LANES, seen.most[j]);
         float here = largest(load(maxima));
         most = here > most ? here : most;
     }
     int32_t nans = 0;
-    for (int i = 0; i < LANES; i++) nans |= seen.nans[i / PART][i % PART];
+    for (int i = 0; i < LANES; i++) nans |= seen.nans[i / REG_LANES][i % REG_LANES];
     return {most, !nans && most > -INF && most < INF};
 }
 
@@ -224,11 +212,11 @@ inline double weight_above(float bound, int32_t n, const SamplerScratch& scratch
     double total = 0;
     for (int32_t start = 0; start < n; start += BLOCK) {
         int32_t end = lesser(start + BLOCK, n), i = start;
-        f32part block[PARTS] = {};
+        reg block[REGS] = {};
         for (; i + LANES <= end; i += LANES)
-            for (int j = 0; j < PARTS; j++) {
-                f32part weight = load_as<f32part>(scratch.weights + i + j * PART);
-                block[j] += load_as<f32part>(scratch.kept + i + j * PART) >= bound ? weight : f32part{};
+            for (int j = 0; j < REGS; j++) {
+                reg weight = load_as<reg>(scratch.weights + i + j * REG_LANES);
+                block[j] += load_as<reg>(scratch.kept + i + j * REG_LANES) >= bound ? weight : reg{};
             }
         float rest = 0;
         for (; i < end; i++) rest += scratch.kept[i] >= bound ? scratch.weights[i] : 0.0f;

@@ -48,7 +48,7 @@ private:
     const KvikPlan& plan_;
     KvikResult& result_;
     const Kernels& k_;
-    int64_t tokens_, partition_, query_tokens_, scratch_bytes_ = 0, phases_ = 0;
+    int64_t tokens_, partition_, query_tokens_, scratch_bytes_ = 0;
     Activations a_{};
     std::vector<TokenRun> runs_;
     std::vector<AttendItem> items_;
@@ -216,16 +216,21 @@ void Step::linear(const Matrix& weights, const void* act, int64_t act_stride, in
                   Epilogue epilogue, float* out, int64_t out_stride, void* act_out, int64_t act_out_stride,
                   int64_t columns) {
     LinearArgs args{weights, act, act_stride, bias, epilogue, out, out_stride, act_out, act_out_stride, columns};
-    // Pieces of a block of rows times a run of panels: few enough to cost nothing, many enough to balance.
     const int64_t fitting = std::max<int64_t>(48, L2_BUDGET / (act_stride * act_bytes(m_.act_form())) / 48 * 48);
-    const int64_t row_blocks = (rows + fitting - 1) / fitting;
-    const int64_t per_block = round_up((rows + row_blocks - 1) / row_blocks, 16);
-    const int64_t piece = std::max<int64_t>(1, std::min<int64_t>(8, weights.panels / (8 * m_.pool.size())));
-    const int64_t pieces = (weights.panels + piece - 1) / piece;
-    each(row_blocks * pieces, 1, [&](int64_t i, int64_t) {
-        int64_t row = i / pieces * per_block, panel = i % pieces * piece;
-        k_.linear(args, panel, std::min(weights.panels, panel + piece), row, std::min(rows, row + per_block));
-    });
+    if (rows <= fitting) {
+        m_.claims.each_guided(phase_++, weights.panels, m_.pool.size(),
+                              [&](int64_t begin, int64_t end) { k_.linear(args, begin, end, 0, rows); });
+    } else {
+        // Blocks of rows that stay in L2 while the panels pass by.
+        const int64_t row_blocks = (rows + fitting - 1) / fitting;
+        const int64_t per_block = round_up((rows + row_blocks - 1) / row_blocks, 16);
+        const int64_t piece = std::max<int64_t>(1, std::min<int64_t>(8, weights.panels / (4 * m_.pool.size())));
+        const int64_t pieces = (weights.panels + piece - 1) / piece;
+        each(row_blocks * pieces, 1, [&](int64_t i, int64_t) {
+            int64_t row = i / pieces * per_block, panel = i % pieces * piece;
+            k_.linear(args, panel, std::min(weights.panels, panel + piece), row, std::min(rows, row + per_block));
+        });
+    }
     barrier();
 }
 

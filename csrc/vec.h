@@ -19,6 +19,19 @@ namespace KVIK_ISA {
 
 constexpr int LANES = 16;
 
+// A register of the machine. Comparisons and inner loops are made in these: GCC takes wider vectors apart.
+#if defined(__AVX512F__)
+constexpr int REGISTER_BYTES = 64;
+#elif defined(__AVX2__)
+constexpr int REGISTER_BYTES = 32;
+#else
+constexpr int REGISTER_BYTES = 16;
+#endif
+constexpr int REG_LANES = REGISTER_BYTES / 4, REGS = LANES / REG_LANES;
+typedef float reg __attribute__((vector_size(REGISTER_BYTES)));
+typedef int32_t ireg __attribute__((vector_size(REGISTER_BYTES)));
+typedef uint32_t ureg __attribute__((vector_size(REGISTER_BYTES)));
+
 typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
@@ -65,8 +78,18 @@ KVIK_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
 #endif
 }
 
-KVIK_INLINE f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }
-KVIK_INLINE f32x16 min(f32x16 a, f32x16 b) { return a < b ? a : b; }
+// a < b ? yes : no, lane by lane. NaN is less than nothing.
+KVIK_INLINE f32x16 select_less(f32x16 a, f32x16 b, f32x16 yes, f32x16 no) {
+    f32x16 r;
+    for (int i = 0; i < LANES; i += REG_LANES) {
+        ireg is_less = load_as<reg>((const float*)&a + i) < load_as<reg>((const float*)&b + i);
+        store_as((float*)&r + i,
+                 is_less ? load_as<reg>((const float*)&yes + i) : load_as<reg>((const float*)&no + i));
+    }
+    return r;
+}
+KVIK_INLINE f32x16 max(f32x16 a, f32x16 b) { return select_less(b, a, a, b); }
+KVIK_INLINE f32x16 min(f32x16 a, f32x16 b) { return select_less(a, b, a, b); }
 
 // Sum and maximum over the lanes, always in the same tree order.
 KVIK_INLINE float sum(f32x16 v) {
@@ -114,7 +137,7 @@ KVIK_INLINE float from_bf16(uint16_t h) {
 // and a minimax polynomial of degree 6 for e^r on |r| <= ln(2) / 2.
 KVIK_INLINE f32x16 exp(f32x16 x) {
     const f32x16 low = splat(-87.33654f), high = splat(88.0f);
-    f32x16 clamped = x < low ? low : (x > high ? high : x);
+    f32x16 clamped = select_less(high, x, high, select_less(x, low, low, x));
     const f32x16 magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
     f32x16 shifted = fma(clamped, splat(1.44269504f), magic);
     f32x16 n = shifted - magic;
@@ -128,8 +151,8 @@ KVIK_INLINE f32x16 exp(f32x16 x) {
     p = fma(p, r, splat(5.0000001201e-1f));
     p = fma(p, r * r, r) + 1.0f;
     f32x16 scaled = from_bits(bits(p) + ((bits(shifted) - bits(magic)) << 23));
-    f32x16 result = x < low ? f32x16{} : scaled;
-    return x == x ? result : x;
+    f32x16 result = select_less(x, splat(__builtin_inff()), scaled, x);
+    return select_less(x, low, f32x16{}, result);
 }
 
 }  // namespace KVIK_ISA
