@@ -1,0 +1,167 @@
+"""The arithmetic of a result: summary and limits from raw samples, and the identities that hold them together.
+
+Everything here is a function of the stored samples, so that whoever reads a result file can compute it again. This
+file knows nothing of files, models or machines.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kvik.errors import KvikError
+
+Check = dict[str, Any]
+Sample = Mapping[str, Any]
+
+TOLERANCE = 1e-6
+"""Relative difference allowed between a stored figure and the same figure computed again."""
+CONFIDENCE = 0.93
+"""At least this, for the interval of the median; 5 repetitions are the fewest that reach it."""
+
+
+class EvidenceError(KvikError):
+    """A result contradicts itself or a physical limit, or is not a result at all."""
+
+
+def summarize(values: Sequence[float], *, metric: str, unit: str) -> dict[str, Any]:
+    """Median, min, max and spread of the repetitions of one metric.
+
+    `spread_percent` is (max - min) / median; `median_spread_percent` see there.
+    """
+    median = statistics.median(values)
+    return {
+        "metric": metric,
+        "unit": unit,
+        "repetitions": len(values),
+        "median": median,
+        "min": min(values),
+        "max": max(values),
+        "spread_percent": 100 * (max(values) - min(values)) / median if median else 0.0,
+        "median_spread_percent": median_spread_percent(values),
+    }
+
+
+def median_spread_percent(values: Sequence[float]) -> float | None:
+    """How well the median is known: half the width of its interval, in percent of it.
+
+    The interval lies between two order statistics and holds the true median with CONFIDENCE (sign test). None for
+    fewer than 5 values, which cannot give one.
+    """
+    ordered, count = sorted(values), len(values)
+    if 1 - 2 * 0.5**count < CONFIDENCE:
+        return None
+    dropped, outside = 0, 0.5**count
+    while True:
+        outside += math.comb(count, dropped + 1) * 0.5**count
+        if 1 - 2 * outside < CONFIDENCE:
+            break
+        dropped += 1
+    median = statistics.median(ordered)
+    return 100 * (ordered[-1 - dropped] - ordered[dropped]) / (2 * median) if median else 0.0
+
+
+def limits_of(samples: Sequence[Sample], summary: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What the machine allows, and the fraction reached.
+
+    `stated` holds `capacity_metric` (which field of a sample is the machine's capacity, measured beside it, per
+    second), `cost` (how much of it one unit of the summary's metric needs) and `does_not_bind` (None, or why the
+    limit is none here). The roof is the median capacity over the cost; the best roof, which no median may exceed, the
+    largest capacity over it.
+    """
+    if not stated.get("capacity_metric"):
+        return {**stated, "fraction": None}
+    capacities = [float(sample[stated["capacity_metric"]]) for sample in samples]
+    roof = statistics.median(capacities) / stated["cost"]
+    return {
+        **stated,
+        "capacity": statistics.median(capacities),
+        "roof": roof,
+        "best_roof": max(capacities) / stated["cost"],
+        "fraction": summary["median"] / roof,
+    }
+
+
+def run_checks(result: Mapping[str, Any]) -> list[Check]:
+    """Every identity that a result must satisfy, computed again from its raw samples.
+
+    Raises EvidenceError if the result is too malformed to be computed with.
+    """
+    try:
+        checks = [
+            _summary(result),
+            _positive(result),
+            _rates(result),
+            _tokens(result),
+            _limits(result),
+            _physics(result),
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise EvidenceError(f"the result is malformed: {type(error).__name__}: {error}") from error
+    return checks
+
+
+def refuse_failed(checks: Sequence[Check]) -> None:
+    """Raise EvidenceError naming every check that failed."""
+    failed = [f"{check['name']}: {check['detail']}" for check in checks if not check["passed"]]
+    if failed:
+        raise EvidenceError("the result is refused: " + "; ".join(failed))
+
+
+def _verdict(name: str, passed: bool, detail: str) -> Check:
+    return {"name": name, "passed": passed, "detail": detail}
+
+
+def _same(stored: Any, again: Any) -> bool:
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (stored, again))
+    return math.isclose(stored, again, rel_tol=TOLERANCE) if numbers else bool(stored == again)
+
+
+def _compare(name: str, stored: Mapping[str, Any], again: Mapping[str, Any]) -> Check:
+    wrong = [
+        f"{key} is {stored.get(key)}, computed {again[key]}" for key in again if not _same(stored.get(key), again[key])
+    ]
+    return _verdict(name, not wrong, "; ".join(wrong) or "as computed again")
+
+
+def _values(result: Mapping[str, Any]) -> list[float]:
+    return [float(sample[result["summary"]["metric"]]) for sample in result["samples"]]
+
+
+def _summary(result: Mapping[str, Any]) -> Check:
+    stored = result["summary"]
+    again = summarize(_values(result), metric=stored["metric"], unit=stored["unit"])
+    return _compare("summary follows from the samples", stored, again)
+
+
+def _positive(result: Mapping[str, Any]) -> Check:
+    wrong = [value for value in _values(result) if not (math.isfinite(value) and value > 0)]
+    return _verdict("samples are finite and above 0", not wrong, f"{len(wrong)} are not")
+
+
+def _rates(result: Mapping[str, Any]) -> Check:
+    timed = [s for s in result["samples"] if {"tokens", "seconds", "tokens_per_s"} <= s.keys()]
+    wrong = sum(not (s["seconds"] > 0 and _same(s["tokens_per_s"], s["tokens"] / s["seconds"])) for s in timed)
+    return _verdict("tokens_per_s = tokens / seconds", wrong == 0, f"{wrong} of {len(timed)} timed samples break it")
+
+
+def _tokens(result: Mapping[str, Any]) -> Check:
+    expected = result["workload"].get("tokens_per_sample")
+    wrong = sum(s["tokens"] != expected for s in result["samples"]) if expected is not None else 0
+    return _verdict("samples hold the workload's tokens", wrong == 0, f"{wrong} differ from {expected}")
+
+
+def _limits(result: Mapping[str, Any]) -> Check:
+    stored = result["limits"]
+    stated = {key: stored.get(key) for key in ("capacity_metric", "cost", "does_not_bind")}
+    return _compare("limits follow from the samples", stored, limits_of(result["samples"], result["summary"], stated))
+
+
+def _physics(result: Mapping[str, Any]) -> Check:
+    name, limits = "within the physical limit", result["limits"]
+    if limits.get("best_roof") is None or limits.get("does_not_bind"):
+        return _verdict(name, True, limits.get("does_not_bind") or "no limit is defined for this kind")
+    median, best = result["summary"]["median"], limits["best_roof"]
+    return _verdict(name, median <= best, f"median {median:.6g}, limit {best:.6g} {result['summary']['unit']}")

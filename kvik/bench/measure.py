@@ -1,0 +1,68 @@
+"""Repeat a measurement until its median is known, with the machine's limits measured between the repetitions.
+
+roofline, sample, roofline, sample, ..: what the machine could do is taken from the same minute as what was done, so
+that a noisy neighbour shows in both. This file knows nothing of what a sample measures.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvik.bench.checks import median_spread_percent
+from kvik.bench.machine import roofline
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """When to stop: as soon as the median is known to `spread_percent`, at the latest after `most` repetitions."""
+
+    warmups: int = 1
+    least: int = 5
+    most: int = 20
+    spread_percent: float = 5.0
+
+
+def interleaved(
+    take: Callable[[], Mapping[str, Any]],
+    metric: str,
+    repeat: Repeat,
+    progress: Progress,
+    probe: Callable[[], Mapping[str, Any]] = roofline,
+) -> list[dict[str, Any]]:
+    """Warm up, then samples with `read_bandwidth` and `matrix_peak` as measured just before each."""
+    for index in range(repeat.warmups):
+        progress(f"warm-up {index + 1} of {repeat.warmups}")
+        take()
+    samples: list[dict[str, Any]] = []
+    while not _enough([sample[metric] for sample in samples], repeat):
+        limits = probe()
+        samples.append({**take(), "read_bandwidth": limits["read_bandwidth"], "matrix_peak": limits["matrix_peak"]})
+        progress(_line([sample[metric] for sample in samples], metric, repeat))
+    return samples
+
+
+def _enough(values: Sequence[float], repeat: Repeat) -> bool:
+    if len(values) < repeat.least:
+        return False
+    spread = median_spread_percent(values)
+    return len(values) >= repeat.most or (spread is not None and spread <= repeat.spread_percent)
+
+
+def _line(values: Sequence[float], metric: str, repeat: Repeat) -> str:
+    spread = median_spread_percent(values)
+    known = "" if spread is None else f", known to {spread:.1f} %"
+    median = statistics.median(values)
+    return f"{len(values)} of at most {repeat.most}: {metric} {values[-1]:.2f}, median {median:.2f}{known}"
+
+
+def describe_repetition(repeat: Repeat) -> str:
+    """The repetition rule, for `how_obtained`."""
+    return (
+        f"{repeat.warmups} warm-up(s) dropped; the machine's limits measured before every sample; repeated until the "
+        f"median was known to {repeat.spread_percent:g} % (sign test) or {repeat.most} times"
+    )

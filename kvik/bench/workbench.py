@@ -1,0 +1,100 @@
+"""A model on a bare runner, ready to be timed: what decode and prefill measurements share.
+
+Opens the checkpoint, loads the runner that the options choose, and describes both for the result file. This file
+knows nothing of schedulers, text or clocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from kvik.bench.cost import Cost, Forms
+from kvik.bench.machine import describe
+from kvik.bench.plans import Layout
+from kvik.checkpoint.spec import DecoderSpec
+from kvik.config import EngineConfig
+from kvik.engine.build import open_model
+from kvik.errors import ContextLengthError
+from kvik.runners.choose import create_runner
+from kvik.runners.runner import Runner
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A loaded runner and what is known about its model."""
+
+    config: EngineConfig
+    runner: Runner
+    name: str
+    spec: DecoderSpec
+
+    @property
+    def cost(self) -> Cost:
+        """What this model costs in the form it is held in."""
+        return model_cost(self.config, self.runner, self.spec)
+
+    def layout(self, rows: int, max_len: int) -> Layout:
+        """Room for `rows` sequences of `max_len` tokens. Raises ContextLengthError if the model is not made for it."""
+        limit = self.config.model.max_model_len or self.spec.max_position
+        if max_len > limit:
+            raise ContextLengthError(f"{max_len} tokens are asked for; {self.name} holds at most {limit}")
+        cache = self.config.cache
+        block_size = cache.block_size if cache.kv_layout == "paged" else -(-max_len // 16) * 16
+        return Layout(rows, max_len, block_size)
+
+
+def model_cost(config: EngineConfig, runner: Runner, spec: DecoderSpec) -> Cost:
+    """The cost model of a loaded model; the reference runner holds everything as float32."""
+    if runner.name == "reference":
+        return Cost(spec, Forms("f32", "f32"))
+    return Cost(spec, Forms.resolve(spec, config.model.weights, config.cache.kv_dtype))
+
+
+def describe_model(name: str, cost: Cost) -> dict[str, Any]:
+    """The model as a result file names it."""
+    spec, forms = cost.spec, cost.forms
+    return {
+        "name": name,
+        "family": spec.family,
+        "parameters": spec.num_parameters(),
+        "layers": spec.num_layers,
+        "hidden_size": spec.hidden_size,
+        "vocab_size": spec.vocab_size,
+        "weights": forms.weights,
+        "kv_dtype": forms.kv,
+    }
+
+
+def describe_runner(runner: Runner) -> dict[str, Any]:
+    """Which runner and kernels computed, and in how much memory."""
+    return {"runner": runner.name, "kernels": runner.kernels().chosen, "memory": dataclasses.asdict(runner.memory())}
+
+
+def flat_options(config: EngineConfig) -> dict[str, Any]:
+    """Every engine option with its value."""
+    return {name: value for part in dataclasses.asdict(config).values() for name, value in part.items()}
+
+
+@contextmanager
+def open_workbench(config: EngineConfig) -> Iterator[Workbench]:
+    """Load the model, hand over the bench, free everything."""
+    checkpoint = open_model(config)
+    runner = create_runner(config)
+    try:
+        runner.load(checkpoint)
+        yield Workbench(config, runner, checkpoint.name, checkpoint.spec)
+    finally:
+        runner.close()
+
+
+def machine_with_limits(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """The machine, with the median of the limits measured beside the samples."""
+    bandwidth = statistics.median(sample["read_bandwidth"] for sample in samples)
+    forms = samples[0]["matrix_peak"]
+    peak = {form: statistics.median(sample["matrix_peak"][form] for sample in samples) for form in forms}
+    return describe() | {"read_bandwidth": bandwidth, "matrix_peak": peak}

@@ -1,0 +1,134 @@
+"""The ledger: which requests are unfinished, and the one place where a request is ended.
+
+Every accepted request is opened once and ended once, whatever ends it: its last token, a stop string, a deadline, an
+abort or an error. This file knows nothing of how a step is computed or of what a token costs.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+
+from kvik.engine.metrics import EngineMetrics
+from kvik.engine.outputs import Answer, Choice
+from kvik.errors import NumericalError
+from kvik.request import FinishReason, Request
+
+Abort = Callable[[int, FinishReason], Request | None]
+
+
+class Ledger:
+    """Unfinished answers by request id, their choices by scheduler key, and their deadlines.
+
+    `abort` takes the request of a key out of the schedule; it is called for whatever ends for a reason that the
+    scheduler does not know.
+    """
+
+    def __init__(self, metrics: EngineMetrics, abort: Abort) -> None:
+        self._metrics = metrics
+        self._abort = abort
+        self._answers: dict[str, Answer] = {}
+        self._choices: dict[int, Choice] = {}
+        self._deadlines: list[tuple[float, int, Answer]] = []
+        self._touched: dict[Answer, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._answers
+
+    def request_ids(self) -> list[str]:
+        """Unfinished requests, oldest first."""
+        return list(self._answers)
+
+    def get(self, request_id: str) -> Answer | None:
+        """The unfinished answer of this name."""
+        return self._answers.get(request_id)
+
+    def open(self, answer: Answer) -> None:
+        """Take in an accepted request."""
+        self._metrics.accepted += 1
+        self._answers[answer.request_id] = answer
+        self._choices.update(zip(answer.keys, answer.choices, strict=True))
+        if answer.params.deadline_s is not None:
+            deadline = answer.times.arrival + answer.params.deadline_s
+            heapq.heappush(self._deadlines, (deadline, answer.keys[0], answer))
+
+    def end_overdue(self, now: float) -> None:
+        """End every request whose deadline has passed; the next `take_touched` has it."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            answer = heapq.heappop(self._deadlines)[2]
+            if not answer.is_finished:
+                self.end(answer, FinishReason.DEADLINE, now)
+                self._touched[answer] = None
+
+    def end(self, answer: Answer, reason: FinishReason, now: float) -> None:
+        """End all unfinished choices of a request, with what they have."""
+        for key, choice in zip(answer.keys, answer.choices, strict=True):
+            if choice.finish_reason is None:
+                self._abort(key, reason)
+                self._end_choice(choice, reason, now)
+
+    def fail(self, key: int, error: Exception, now: float) -> None:
+        """End the request of a key, because computing it raised."""
+        answer = self._choices[key].answer
+        answer.error = error
+        self._abort(key, FinishReason.ERROR)
+        self._end_choice(self._choices[key], FinishReason.ERROR, now)
+        self._end_unborn(answer, now)
+        self._touched[answer] = None
+
+    def update(self, moved: Iterable[Request], now: float) -> None:
+        """Bring answers up to what the scheduler committed."""
+        choices, touched = self._choices, self._touched
+        for request in moved:
+            choice = choices.get(request.key)
+            if choice is None:
+                continue
+            choice.request = request
+            answer = choice.answer
+            touched[answer] = None
+            if answer.times.first_token is None and request.num_output_tokens:
+                answer.times.first_token = now
+            if request.finish_reason is not None:
+                self._end_choice(choice, request.finish_reason, now)
+            elif choice.eager and choice.advance():
+                self._abort(request.key, FinishReason.STOP)
+                self._end_choice(choice, FinishReason.STOP, now)
+
+    def take_touched(self, now: float) -> list[Answer]:
+        """Answers that moved or ended since the last call."""
+        touched = list(self._touched)
+        self._touched.clear()
+        for answer in touched:
+            if answer.num_unfinished:
+                self._end_unborn(answer, now)
+        return touched
+
+    def _end_unborn(self, answer: Answer, now: float) -> None:
+        """Choices that were never forked, because the one that computes their prompt ended, end like it."""
+        first = answer.choices[0]
+        if first.finish_reason is not None:
+            for choice in answer.choices:
+                if choice.request is None and choice.finish_reason is None:
+                    self._end_choice(choice, first.finish_reason, now)
+
+    def _end_choice(self, choice: Choice, reason: FinishReason, now: float) -> None:
+        answer = choice.answer
+        if reason is FinishReason.ERROR and answer.error is None:
+            self._metrics.numerical_errors += 1
+            answer.error = NumericalError(f"{answer.request_id}: the model produced NaN or infinity; the answer ends")
+        choice.end(reason)
+        self._metrics.output_tokens += choice.num_tokens
+        del self._choices[answer.keys[choice.index]]
+        answer.num_unfinished -= 1
+        if answer.num_unfinished == 0:
+            self._close(answer, now)
+
+    def _close(self, answer: Answer, now: float) -> None:
+        del self._answers[answer.request_id]
+        answer.times.end = now
+        reason = answer.finish_reason
+        assert reason is not None
+        self._metrics.end_request(reason, answer.times, max(choice.num_tokens for choice in answer.choices))

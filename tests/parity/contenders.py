@@ -1,0 +1,37 @@
+"""The runners under test: the reference, and the native one for each instruction set that this machine runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvik.config import RunnerOptions
+from kvik.errors import KvikError
+from kvik.runners.reference import ReferenceRunner
+from kvik.runners.runner import Runner
+
+
+def runner_kinds() -> list[Any]:
+    """`reference`, then the native instruction sets; those that cannot run are there as skipped tests."""
+    try:
+        from kvik.runners.native import available
+
+        native = available()
+    except (ImportError, OSError, KvikError) as error:
+        native = {"native": f"the native runner cannot be imported: {error}"}
+    skips = {isa: [pytest.mark.skip(reason=why)] if why else [] for isa, why in native.items()}
+    return ["reference", *(pytest.param(isa, marks=marks) for isa, marks in skips.items())]
+
+
+def make_runner(
+    kind: str, weights: str = "f32", kv_dtype: str = "f32", attention: str = "flash", threads: int = 2
+) -> Runner:
+    """A runner of this kind, with everything in float32 unless asked otherwise."""
+    if kind == "reference":
+        options = RunnerOptions(backend="reference", attention=attention, threads=threads)
+        return ReferenceRunner(options, weights=weights, kv_dtype=kv_dtype)
+    from kvik.runners.native import NativeRunner
+
+    options = RunnerOptions(backend="native", isa=kind, attention=attention, threads=threads)
+    return NativeRunner(options, weights=weights, kv_dtype=kv_dtype)

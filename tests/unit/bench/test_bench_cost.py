@@ -1,0 +1,75 @@
+"""The cost model against figures worked out by hand for Qwen3-0.6B."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kvik.bench.cost import Cost, Forms
+from kvik.bench.decode import mean_bytes_per_token
+from kvik.bench.prefill import PrefillWorkload, flops_per_token, peak_of_form
+from kvik.checkpoint.dummy import DUMMIES
+
+QWEN = DUMMIES["qwen3-0.6b"]
+BF16 = Cost(QWEN, Forms("bf16", "bf16"))
+LAYER = 1024 * (2048 + 1024 + 1024) + 2048 * 1024 + 3 * 1024 * 3072
+"""Matrix weights of one layer: q, k, v, o, gate, up, down."""
+NORMS = 28 * (2 * 1024 + 2 * 128) + 1024
+HEAD = 151936 * 1024
+
+
+def test_auto_forms_follow_the_checkpoint() -> None:
+    assert Forms.resolve(QWEN, "auto", "auto") == Forms("bf16", "bf16")
+    assert Forms.resolve(replace(QWEN, dtype="f16"), "auto", "auto") == Forms("bf16", "bf16")
+    assert Forms.resolve(replace(QWEN, dtype="f32"), "auto", "auto") == Forms("f32", "f32")
+    assert Forms.resolve(replace(QWEN, dtype="f32"), "bf16", "f32") == Forms("bf16", "f32")
+
+
+def test_a_tied_head_is_streamed_once() -> None:
+    assert LAYER == 15_728_640
+    assert BF16.streamed_weight_bytes() == BF16.weight_bytes() == 2 * (28 * LAYER + NORMS + HEAD)
+
+
+def test_an_untied_embedding_is_held_but_not_streamed() -> None:
+    cost = Cost(replace(QWEN, tied_head=False), Forms("f32", "f32"))
+    assert cost.weight_bytes() == 4 * (28 * LAYER + NORMS + 2 * HEAD)
+    assert cost.streamed_weight_bytes() == 4 * (28 * LAYER + NORMS + HEAD)
+
+
+def test_kv_of_a_token() -> None:
+    assert BF16.kv_bytes_per_token() == 114_688
+    assert Cost(QWEN, Forms("bf16", "f32")).kv_bytes_per_token() == 2 * 114_688
+
+
+def test_a_decode_step_reads_weights_once_and_each_sequence_once() -> None:
+    assert BF16.decode_bytes([100, 200]) == BF16.streamed_weight_bytes() + 300 * 114_688
+
+
+def test_a_sliding_window_bounds_what_is_read() -> None:
+    cost = Cost(replace(QWEN, sliding_window=(0,) * 14 + (16,) * 14), Forms("bf16", "bf16"))
+    assert cost.attended(10) == 28 * 10
+    assert cost.attended(100) == 14 * 100 + 14 * 16
+
+
+def test_bytes_per_token_average_over_the_steps() -> None:
+    by_hand = (BF16.streamed_weight_bytes() + 2 * 114_688 * (101 + 102) / 2) / 2
+    assert mean_bytes_per_token(BF16, 2, 100, 2) == pytest.approx(by_hand)
+
+
+def test_prefill_operations() -> None:
+    attention = 4 * 16 * 128 * 28
+    assert BF16.prefill_flops(0, 3) == 3 * 2 * 28 * LAYER + attention * (1 + 2 + 3)
+    assert BF16.prefill_flops(2, 3, sampled=1) == 2 * 28 * LAYER + attention * 3 + 2 * HEAD
+    assert flops_per_token(BF16, PrefillWorkload(4, 512)) == pytest.approx(481e9 / 512, rel=0.01)
+
+
+def test_chunks_of_a_prompt_cost_what_the_prompt_costs() -> None:
+    assert BF16.prefill_flops(0, 7) + BF16.prefill_flops(7, 20) == BF16.prefill_flops(0, 20)
+
+
+def test_the_peak_that_bounds_a_form() -> None:
+    peaks = {"bf16": 2.0, "f32": 3.0, "int8": 9.0}
+    assert peak_of_form(peaks, "f32") == 3.0
+    assert peak_of_form(peaks, "bf16") == 3.0
+    assert peak_of_form({**peaks, "bf16": 5.0}, "bf16") == 5.0
