@@ -80,7 +80,9 @@ void Pool::serve(int thread) {
     }
 }
 
-void Pool::run(const std::function<void(int)>& work) {
+void Pool::run(const std::function<void(int)>& work, bool small) {
+    alone_ = small || size_ == 1;
+    if (alone_) return work(0);
     work_ = &work;
     start_.advance();
     work(0);
@@ -88,7 +90,7 @@ void Pool::run(const std::function<void(int)>& work) {
 }
 
 void Pool::barrier() {
-    if (size_ == 1) return;
+    if (alone_) return;
     uint32_t seen = arrived_all_.now();
     if (waiting_.fetch_add(1) + 1 == size_) {
         waiting_.store(0);

@@ -33,8 +33,9 @@ public:
     Pool& operator=(const Pool&) = delete;
 
     int size() const { return size_; }
-    // Run work(thread) on every thread, the caller being thread 0; returns when all are done.
-    void run(const std::function<void(int)>& work);
+    // Run work(thread) on every thread, the caller being thread 0; returns when all are done. A `small` run is done by
+    // the caller alone: waking and waiting for others would cost more than they save.
+    void run(const std::function<void(int)>& work, bool small = false);
     // Called by every thread of a run: nobody passes before all have arrived.
     void barrier();
 
@@ -42,6 +43,7 @@ private:
     void serve(int thread);
 
     int size_;
+    bool alone_ = false;
     const std::function<void(int)>* work_ = nullptr;
     bool stopping_ = false;
     Signal start_, arrived_all_;

@@ -30,6 +30,16 @@ class KernelChoice:
     refused: dict[str, str] = field(default_factory=dict)
 
 
+def weight_form(weights: str, stored: str) -> str:
+    """The form, bf16 or f32, in which weights stored as bf16, f16 or f32 are held under the option `weights`.
+
+    auto keeps bf16 and f32 as stored and holds f16 as bf16.
+    """
+    if weights != "auto":
+        return weights
+    return "f32" if stored == "f32" else "bf16"
+
+
 class Runner(Protocol):
     """Load, allocate, then run plan after plan. Not thread-safe: one caller at a time."""
 

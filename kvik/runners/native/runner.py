@@ -19,15 +19,8 @@ from kvik.errors import BackendError, NotEnoughMemoryError
 from kvik.runners.native.library import FORMS, ROLES, SpecStruct, address, as_contiguous, call, load_library
 from kvik.runners.native.machine import available, best_isa
 from kvik.runners.native.marshal import Answer, plan_struct
-from kvik.runners.runner import KernelChoice, MemoryUse
+from kvik.runners.runner import KernelChoice, MemoryUse, weight_form
 from kvik.step import Float32, StepPlan, StepResult
-
-
-def weight_form(weights: str, stored: str) -> str:
-    """The form in which weights are held: `auto` keeps bf16 and f32 as stored and holds f16 as bf16."""
-    if weights != "auto":
-        return weights
-    return "f32" if stored == "f32" else "bf16"
 
 
 def default_threads() -> int:

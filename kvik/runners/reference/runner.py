@@ -19,7 +19,7 @@ from kvik.runners.reference import sampling
 from kvik.runners.reference.attention import attend
 from kvik.runners.reference.decoder import Decoder
 from kvik.runners.reference.kv_cache import KVCache, round_to_bf16
-from kvik.runners.runner import KernelChoice, MemoryUse
+from kvik.runners.runner import KernelChoice, MemoryUse, weight_form
 from kvik.step import Float32, StepPlan, StepResult
 
 FORMS = ("auto", "f32", "bf16")
@@ -28,7 +28,8 @@ FORMS = ("auto", "f32", "bf16")
 class ReferenceRunner:
     """The Runner protocol in plain numpy. `options.attention` may be flash or naive: both are the same here.
 
-    weights: auto and f32 hold exactly what is stored, bf16 rounds. kv_dtype: auto and f32 hold float32, bf16 rounds.
+    weights: auto holds bf16 and f32 exactly and rounds f16 to bf16; f32 holds all exactly; bf16 rounds.
+    kv_dtype: auto and f32 hold float32; bf16 rounds.
     Raises ConfigError for any other form.
     """
 
@@ -37,7 +38,7 @@ class ReferenceRunner:
             if value not in FORMS:
                 raise ConfigError(f"{name} is {value!r}; the reference runner holds one of {', '.join(FORMS)}")
         self._options = options
-        self._round_weights = weights == "bf16"
+        self._weights = weights
         self._round_kv = kv_dtype == "bf16"
         self._weight_bytes = 0
         self._decoder: Decoder | None = None
@@ -55,10 +56,11 @@ class ReferenceRunner:
         """Take every weight as float32. Raises CheckpointError, NotEnoughMemoryError."""
         spec = checkpoint.spec
         require_memory(spec.num_parameters() * 4, f"the float32 weights of {checkpoint.name}", "use a smaller model")
+        rounded = weight_form(self._weights, spec.dtype) == "bf16" and spec.dtype != "bf16"
         weights: dict[str, Float32] = {}
         for name in spec.tensor_shapes():
             values = checkpoint.tensor(name).float32()
-            weights[name] = round_to_bf16(values) if self._round_weights else values
+            weights[name] = round_to_bf16(values) if rounded else values
             checkpoint.release(name)
         self._decoder, self._cache = Decoder(spec, weights), None
         self._weight_bytes = sum(w.nbytes for w in weights.values())

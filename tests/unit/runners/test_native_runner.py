@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -51,8 +50,8 @@ def logits_in_chunks(runner: NativeRunner, prompt: list[int], chunk: int, table:
 
 
 @pytest.fixture(params=["bf16", "f32"])
-def form(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield request.param
+def form(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.mark.parametrize("isa", RUNNABLE)
