@@ -19,6 +19,10 @@ constexpr int64_t L2_BUDGET = 512 << 10;
 // Rows whose logits are held at a time: 128 x 151,936 floats are 78 MB.
 constexpr int64_t LOGIT_ROWS = 128;
 
+// Calls of `each` and `linear`, for which a counter must be there: copies and embedding; norm, qkv, store, attend,
+// combine, o, norm, gate and up, down; norm, head and sampling of a chunk of logits.
+constexpr int64_t PHASES_BEFORE = 2, PHASES_A_LAYER = 9, PHASES_OF_LOGITS = 3;
+
 class Step {
 public:
     Step(Model& model, const KvikPlan& plan, KvikResult& result);
@@ -71,8 +75,8 @@ Step::Step(Model& model, const KvikPlan& plan, KvikResult& result)
     plan_attention();
     plan_logits();
     carve();
-    // 10 phases a layer at most; the head's chunks claim twice each.
-    m_.claims.reset(static_cast<int>(8 + 10 * m_.spec.num_layers + 2 * (logit_tokens_.size() / LOGIT_ROWS + 2)));
+    const int64_t chunks = (static_cast<int64_t>(logit_tokens_.size()) + LOGIT_ROWS - 1) / LOGIT_ROWS;
+    m_.claims.reset(static_cast<int>(PHASES_BEFORE + PHASES_A_LAYER * m_.spec.num_layers + PHASES_OF_LOGITS * chunks));
 }
 
 // Whether one core is done sooner than several could be woken and meet some 8 times a layer. The threads do not change

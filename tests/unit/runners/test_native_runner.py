@@ -92,6 +92,18 @@ def test_rows_of_a_batch_get_the_bytes_they_get_alone(form: str, prompt: list[in
     assert np.array_equal(together, np.concatenate(alone))
 
 
+def test_logits_of_a_prompt_longer_than_many_chunks_of_logits() -> None:
+    """The head is computed for 128 rows at a time; a prompt of 3,000 tokens takes 24 of them in one step."""
+    runner = NativeRunner(RunnerOptions(threads=2))
+    runner.load(checkpoint_of("tiny-qwen2"))
+    ids = np.random.default_rng(1).integers(0, 256, 3000).tolist()
+    runner.allocate(100, BLOCK)
+    whole = runner.logits(plan_of([(ids, 0, list(range(94)))]))
+    runner.allocate(100, BLOCK)
+    parts = [runner.logits(plan_of([(ids[i : i + 100], i, list(range(94)))])) for i in range(0, 3000, 100)]
+    assert np.array_equal(whole, np.concatenate(parts))
+
+
 def test_naive_attention_agrees_with_flash(prompt: list[int]) -> None:
     outcomes = []
     for attention in ("flash", "naive"):
