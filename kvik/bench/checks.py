@@ -69,18 +69,21 @@ def limits_of(samples: Sequence[Sample], summary: Mapping[str, Any], stated: Map
     `stated` holds `capacity_metric` (which field of a sample is the machine's capacity, measured beside it, per
     second), `cost` (how much of it one unit of the summary's metric needs) and `does_not_bind` (None, or why the
     limit is none here). The roof is the median capacity over the cost; the best roof, which no median may exceed, the
-    largest capacity over it.
+    largest capacity over it. The fraction is the median of every sample's own, each against the capacity measured
+    around it: on a shared machine both move together.
     """
     if not stated.get("capacity_metric"):
         return {**stated, "fraction": None}
     capacities = [float(sample[stated["capacity_metric"]]) for sample in samples]
-    roof = statistics.median(capacities) / stated["cost"]
+    rates = [float(sample[summary["metric"]]) for sample in samples]
+    fractions = [rate * stated["cost"] / capacity for rate, capacity in zip(rates, capacities, strict=True)]
     return {
         **stated,
         "capacity": statistics.median(capacities),
-        "roof": roof,
+        "roof": statistics.median(capacities) / stated["cost"],
         "best_roof": max(capacities) / stated["cost"],
-        "fraction": summary["median"] / roof,
+        "fraction": statistics.median(fractions),
+        "fraction_spread_percent": median_spread_percent(fractions),
     }
 
 

@@ -1,7 +1,7 @@
 """Repeat a measurement until its median is known, with the machine's limits measured between the repetitions.
 
-roofline, sample, roofline, sample, ..: what the machine could do is taken from the same minute as what was done, so
-that a noisy neighbour shows in both. This file knows nothing of what a sample measures.
+roofline, sample, roofline, sample, roofline, ..: what the machine could do is taken from just before and just after
+what was done, so that a noisy neighbour shows in both. This file knows nothing of what a sample measures.
 """
 
 from __future__ import annotations
@@ -34,16 +34,24 @@ def interleaved(
     progress: Progress,
     probe: Callable[[], Mapping[str, Any]] = roofline,
 ) -> list[dict[str, Any]]:
-    """Warm up, then samples with `read_bandwidth` and `matrix_peak` as measured just before each."""
+    """Warm up, then samples with `read_bandwidth` and `matrix_peak`: the mean of just before and just after each."""
     for index in range(repeat.warmups):
         progress(f"warm-up {index + 1} of {repeat.warmups}")
         take()
     samples: list[dict[str, Any]] = []
+    before = probe()
     while not _enough([sample[metric] for sample in samples], repeat):
-        limits = probe()
-        samples.append({**take(), "read_bandwidth": limits["read_bandwidth"], "matrix_peak": limits["matrix_peak"]})
+        sample, after = take(), probe()
+        samples.append({**sample, **_between(before, after)})
+        before = after
         progress(_line([sample[metric] for sample in samples], metric, repeat))
     return samples
+
+
+def _between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The machine's limits at the time between two measurements of them."""
+    peaks = {form: (peak + after["matrix_peak"][form]) / 2 for form, peak in before["matrix_peak"].items()}
+    return {"read_bandwidth": (before["read_bandwidth"] + after["read_bandwidth"]) / 2, "matrix_peak": peaks}
 
 
 def _enough(values: Sequence[float], repeat: Repeat) -> bool:
@@ -63,6 +71,6 @@ def _line(values: Sequence[float], metric: str, repeat: Repeat) -> str:
 def describe_repetition(repeat: Repeat) -> str:
     """The repetition rule, for `how_obtained`."""
     return (
-        f"{repeat.warmups} warm-up(s) dropped; the machine's limits measured before every sample; repeated until the "
-        f"median was known to {repeat.spread_percent:g} % (sign test) or {repeat.most} times"
+        f"{repeat.warmups} warm-up(s) dropped; the machine's limits measured before and after every sample; repeated "
+        f"until the median was known to {repeat.spread_percent:g} % (sign test) or {repeat.most} times"
     )

@@ -89,6 +89,6 @@ def kernel_lines(kernels: dict[str, Any]) -> list[str]:
         "",
         f"runner              {kernels['runner']}",
         f"kernels             {kernels['chosen']}",
-        f"also usable         {' '.join(kernels['usable']) or 'nothing native'}",
+        f"also usable         {' '.join(n for n in kernels['usable'] if n != kernels['chosen']) or 'nothing native'}",
         *refused,
     ]

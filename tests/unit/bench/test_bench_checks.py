@@ -94,8 +94,10 @@ def test_summary_orders_its_figures(values: list[float]) -> None:
 
 
 def test_roof_is_capacity_over_cost() -> None:
-    limits = limits_of([{"c": 10.0}, {"c": 30.0}, {"c": 20.0}], {"median": 4.0}, {"capacity_metric": "c", "cost": 2.0})
-    assert (limits["capacity"], limits["roof"], limits["best_roof"], limits["fraction"]) == (20.0, 10.0, 15.0, 0.4)
+    samples = [{"c": 10.0, "m": 4.0}, {"c": 30.0, "m": 3.0}, {"c": 20.0, "m": 6.0}]
+    limits = limits_of(samples, {"metric": "m", "median": 4.0}, {"capacity_metric": "c", "cost": 2.0})
+    assert (limits["capacity"], limits["roof"], limits["best_roof"]) == (20.0, 10.0, 15.0)
+    assert limits["fraction"] == 0.6  # of 0.8, 0.2 and 0.6: each against the capacity measured around it
 
 
 def test_a_sound_result_passes_every_check() -> None:

@@ -41,11 +41,11 @@ def wild() -> Iterator[float]:
         yield from (1.0, 100.0)
 
 
-def test_the_roofline_is_measured_before_every_sample() -> None:
+def test_the_roofline_is_measured_before_and_after_every_sample() -> None:
     lab = Lab(steady())
     samples = lab.run(Repeat(warmups=2, least=5, most=20))
-    assert lab.calls == ["sample"] * 2 + ["roofline", "sample"] * 5
-    assert [sample["read_bandwidth"] for sample in samples] == [3.0, 5.0, 7.0, 9.0, 11.0]
+    assert lab.calls == ["sample"] * 2 + ["roofline"] + ["sample", "roofline"] * 5
+    assert [sample["read_bandwidth"] for sample in samples] == [4.0, 6.0, 8.0, 10.0, 12.0]
 
 
 def test_it_stops_when_the_median_is_known() -> None:
