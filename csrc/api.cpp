@@ -87,8 +87,8 @@ int64_t kvik_weight_bytes(const KvikModel* model) { return model->model.weights.
 
 int64_t kvik_kv_bytes_per_token(const KvikModel* model) {
     const KvikSpec& s = model->model.spec;
-    const int64_t per_head = 2 * kvik::padded(s.head_dim) * kvik::form_bytes(s.kv_form);
-    return s.num_layers * s.num_kv_heads * per_head;
+    const kvik::KvLayout kv{s.kv_form, 1, kvik::GROUP, s.num_kv_heads, s.head_dim};
+    return s.num_layers * kv.layer_bytes() / kvik::GROUP;
 }
 
 int64_t kvik_activation_bytes(const KvikModel* model) {

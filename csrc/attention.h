@@ -37,12 +37,17 @@ struct Groups {
 // Working memory of one attention item.
 template <class F>
 struct Scratch {
+    char* blocks;            // unpacked K-blocks: a group's keys, or 32 dimensions of a partition's values
+    float* value_scales;     // [partition], of an int8 cache
     float* scores;           // [rows, partition]
     typename F::act* probs;  // [rows, partition]
     float *part, *total;     // [rows, dims] of this partition, of all so far
     float *part_max, *part_sum, *total_max, *total_sum;
 
     Scratch(Carver& carver, int64_t rows, int64_t partition, int64_t dims) {
+        const int64_t kblocks = dims > partition ? dims / KBLOCK : partition / KBLOCK;
+        blocks = carver.take<char>(kblocks * BF16_BLOCK_BYTES);
+        value_scales = carver.take<float>(partition);
         scores = carver.take<float>(rows * partition);
         probs = carver.take<typename F::act>(rows * partition);
         part = carver.take<float>(rows * dims);
@@ -73,9 +78,11 @@ KVIK_INLINE void merge(float& max, float& sum, float* out, float part_max, float
 }
 
 // Softmax of scores[0 .. width) where only [low, high) may be seen: probabilities, their sum, and the largest score.
+// An int8 value is a whole number times its position's scale; given `value_scales`, these go into the probabilities,
+// and the sum is of them as they were before. Otherwise it is of the probabilities as they are rounded.
 template <class F>
 KVIK_INLINE void softmax_row(float* scores, int64_t width, int64_t low, int64_t high, float scale,
-                             typename F::act* probs, float& max, float& total) {
+                             const float* value_scales, typename F::act* probs, float& max, float& total) {
     for (int64_t i = 0; i < low && i < width; i++) scores[i] = NEVER;
     for (int64_t i = high > 0 ? high : 0; i < width; i++) scores[i] = NEVER;
     f32x16 top = splat(NEVER);
@@ -92,6 +99,11 @@ KVIK_INLINE void softmax_row(float* scores, int64_t width, int64_t low, int64_t 
     f32x16 sums = {}, base = splat(max == NEVER ? 0.0f : max);
     for (int64_t i = 0; i < width; i += LANES) {
         f32x16 p = exp(load(scores + i) - base);
+        if (value_scales) {
+            sums = sums + p;
+            store_act(probs + i, 0, p * load(value_scales + i), ACT_OF_BF16);
+            continue;
+        }
         if constexpr (sizeof(typename F::act) == 2) {
             u16x16 rounded = to_bf16(p);
             store_as(probs + i, rounded);
@@ -110,11 +122,68 @@ KVIK_INLINE int64_t first_seen(int64_t position, int32_t window) {
     return window && position - window + 1 > 0 ? position - window + 1 : 0;
 }
 
+// scores = q x keys, for `count` groups.
+template <class F>
+KVIK_INLINE void score_groups(const AttendArgs& args, const Groups& groups, int64_t count, const typename F::act* q,
+                              int64_t rows, Scratch<F>& s) {
+    const int64_t dims = args.kv.head_dim_padded(), kblocks = args.kv.kblocks();
+    for (int64_t g = 0; g < count; g++) {
+        const char* keys = groups(g);
+        // The values of a group lie behind its keys and are wanted soon after.
+        Ahead ahead{keys + args.kv.keys_bytes(), 128};
+        InOrder blocks{keys, F::BLOCK_BYTES};
+        if (args.kv.form == KVIK_INT8) {
+            for (int64_t line = 0; line < args.kv.keys_bytes(); line += 64)
+                __builtin_prefetch(keys + args.kv.keys_bytes() + line, 0, 3);
+            for (int64_t k = 0; k < kblocks; k++)
+                unpack_int8(keys + k * kvik::kblock_bytes(KVIK_INT8), s.blocks + k * BF16_BLOCK_BYTES);
+            blocks = {s.blocks, BF16_BLOCK_BYTES};
+            ahead = nothing_ahead(s.blocks);
+        }
+        in_pieces<F>(rows, [&](int64_t r, int piece) {
+            panel_product<F>(piece, q + r * dims, dims, blocks, kblocks, ahead,
+                             s.scores + r * args.partition + g * GROUP, args.partition);
+        });
+        if (args.kv.form != KVIK_INT8) continue;
+        const float* scales = reinterpret_cast<const float*>(keys + args.kv.scales_offset());
+        std::memcpy(s.value_scales + g * GROUP, keys + args.kv.keys_bytes() + args.kv.scales_offset(),
+                    GROUP * sizeof(float));
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = 0; c < GROUP; c += LANES) {
+                float* at = s.scores + r * args.partition + g * GROUP + c;
+                store(at, load(at) * load(scales + c));
+            }
+    }
+}
+
+// part = probabilities x values of `count` groups, 32 dimensions at a time.
+template <class F>
+KVIK_INLINE void weigh_values(const AttendArgs& args, const Groups& groups, int64_t count, int64_t rows,
+                              Scratch<F>& s) {
+    const int64_t dims = args.kv.head_dim_padded();
+    for (int64_t d = 0; d < dims / PANEL; d++) {
+        Groups values = groups;
+        values.offset = args.kv.keys_bytes() + d * kvik::kblock_bytes(args.kv.form);
+        float* part = s.part + d * PANEL;
+        if (args.kv.form == KVIK_INT8)
+            for (int64_t g = 0; g < count; g++) unpack_int8(values(g), s.blocks + g * BF16_BLOCK_BYTES);
+        in_pieces<F>(rows, [&](int64_t r, int piece) {
+            const typename F::act* probs = s.probs + r * args.partition;
+            if (args.kv.form == KVIK_INT8)
+                panel_product<F>(piece, probs, args.partition, InOrder{s.blocks, BF16_BLOCK_BYTES}, count,
+                                 nothing_ahead(probs), part + r * dims, dims);
+            else
+                panel_product<F>(piece, probs, args.partition, values, count, nothing_ahead(probs), part + r * dims,
+                                 dims);
+        });
+    }
+}
+
 // One partition: scores, softmax, weighted values into scratch.part. False if no row sees any of it.
 template <class F>
 static bool attend_partition(const AttendArgs& args, const AttendItem& item, const typename F::act* q, int64_t rows,
                              int64_t partition, Scratch<F>& s) {
-    const int64_t dims = args.kv.head_dim_padded(), group = args.spec->num_heads / args.spec->num_kv_heads;
+    const int64_t group = args.spec->num_heads / args.spec->num_kv_heads;
     const int64_t last = args.positions[item.end - 1];
     const int64_t start = partition * args.partition;
     int64_t low = first_seen(args.positions[item.begin], args.window), high = last + 1;
@@ -122,30 +191,18 @@ static bool attend_partition(const AttendArgs& args, const AttendItem& item, con
     if (high > start + args.partition) high = start + args.partition;
     if (low >= high) return false;
     const int64_t group_begin = low / GROUP, width = kvik::padded(high - group_begin * GROUP), base = group_begin * GROUP;
-    const char* head = args.kv_layer + item.kv_head * args.kv.head_bytes();
-    Groups keys{head, args.block_tables + item.row * args.table_width, args.kv, group_begin, 0};
-    in_pieces<F>(rows, [&](int64_t r, int count) {
-        for (int64_t g = 0; g < width / GROUP; g++) {
-            const char* at = keys(g);
-            // The values of a group lie behind its keys and are wanted soon after.
-            panel_product<F>(count, q + r * dims, dims, InOrder{at, F::BLOCK_BYTES}, dims / KBLOCK,
-                             Ahead{at + args.kv.keys_bytes(), 128}, s.scores + r * args.partition + g * GROUP,
-                             args.partition);
-        }
-    });
+    const Groups groups{args.kv_layer + item.kv_head * args.kv.head_bytes(),
+                        args.block_tables + item.row * args.table_width, args.kv, group_begin, 0};
+    const int64_t count = width / GROUP;
+    score_groups<F>(args, groups, count, q, rows, s);
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(args.spec->head_dim));
     for (int64_t r = 0; r < rows; r++) {
         const int64_t position = args.positions[item.begin + r / group];
         softmax_row<F>(s.scores + r * args.partition, width, first_seen(position, args.window) - base,
-                       position + 1 - base, scale, s.probs + r * args.partition, s.part_max[r], s.part_sum[r]);
+                       position + 1 - base, scale, args.kv.form == KVIK_INT8 ? s.value_scales : nullptr,
+                       s.probs + r * args.partition, s.part_max[r], s.part_sum[r]);
     }
-    in_pieces<F>(rows, [&](int64_t r, int count) {
-        for (int64_t d = 0; d < dims / PANEL; d++) {
-            Groups values{head, keys.table, args.kv, group_begin, args.kv.keys_bytes() + d * F::BLOCK_BYTES};
-            panel_product<F>(count, s.probs + r * args.partition, args.partition, values, width / GROUP,
-                             nothing_ahead(s.probs), s.part + r * dims + d * PANEL, dims);
-        }
-    });
+    weigh_values<F>(args, groups, count, rows, s);
     return true;
 }
 

@@ -14,8 +14,8 @@ namespace kvik {
 
 // The form in which activations enter a matrix product.
 enum ActForm : int32_t {
-    ACT_BF16,         // bf16 weights, matrix instructions that take bf16
-    ACT_F32_OF_BF16,  // bf16 weights widened to f32: activations are f32 holding bf16 values
+    ACT_BF16,         // weights of at most bf16, matrix instructions that take bf16
+    ACT_F32_OF_BF16,  // the same widened to f32: activations are f32 holding bf16 values
     ACT_F32,          // f32 weights
 };
 KVIK_ALWAYS int64_t act_bytes(ActForm form) { return form == ACT_BF16 ? 2 : 4; }
@@ -55,9 +55,7 @@ struct NormArgs {
 
 struct EmbedArgs {
     const int32_t* token_ids;
-    Matrix packed;      // the head, if tied
-    const void* table;  // [vocab, columns] row-major, if not
-    int32_t form;
+    Matrix table;  // the head, if tied
     int64_t columns;
     float* x;  // [tokens, stride]
     int64_t stride;

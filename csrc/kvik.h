@@ -11,10 +11,10 @@
 extern "C" {
 #endif
 
-#define KVIK_ABI 1
+#define KVIK_ABI 2
 #define KVIK_API __attribute__((visibility("default")))
 
-enum KvikForm { KVIK_BF16 = 0, KVIK_F32 = 1, KVIK_F16 = 2 };
+enum KvikForm { KVIK_BF16 = 0, KVIK_F32 = 1, KVIK_F16 = 2, KVIK_INT8 = 3, KVIK_INT4 = 4 };
 
 /* Roles of weights; the order is shared with kvik/runners/native/library.py. */
 enum KvikRole {
@@ -42,8 +42,8 @@ typedef struct {
     int32_t vocab_size, hidden_size, intermediate_size;
     int32_t num_layers, num_heads, num_kv_heads, head_dim;
     int32_t qkv_bias, o_bias, qk_norm, tied_head;
-    int32_t weight_form; /* KVIK_BF16 or KVIK_F32 */
-    int32_t kv_form;     /* KVIK_BF16 or KVIK_F32 */
+    int32_t weight_form; /* KVIK_BF16, KVIK_F32, KVIK_INT8 or KVIK_INT4 */
+    int32_t kv_form;     /* KVIK_BF16, KVIK_F32 or KVIK_INT8 */
     int32_t naive_attention;
     int32_t threads;
     float rms_norm_eps;

@@ -7,6 +7,11 @@
 //       [tile: columns 0-15, 16-31][pair of inputs: 16][column in tile: 16][input in pair: 2]
 //   f32 K-block, 4 KB:
 //       [input: 32][column: 32]
+//   int8 K-block, 1 KB; the scale of each column lies apart (Matrix::scales):
+//       [tile][four inputs: 8][column in tile: 16][input of four: 4]
+//   int4 K-block, 576 bytes = 512 of nibbles and the bf16 scale of each column for these 32 inputs:
+//       [tile][eight inputs: 4][column in tile: 16][word of 32 bits], then [column: 32]
+//       word: input 2p in bits 4p .. 4p + 3, input 2p + 1 in bits 16 + 4p .. 16 + 4p + 3, each plus 8
 //
 // The KV cache uses the same blocks. A GROUP is 32 consecutive positions of one sequence and KV head:
 //
@@ -15,10 +20,14 @@
 //   values of a group: for each 32 dimensions one K-block whose inputs are the positions and whose columns are the
 //                      dimensions (output = probabilities x K-blocks of all groups)
 //
+//   int8: K-blocks of int8, then the float scale of each position: [keys][32 scales][values][32 scales]
+//
 //   arena: [layer][block][kv head][group of the block][keys | values]
 #pragma once
 
 #include <cstdint>
+
+#include "kvik.h"
 
 // Always inlined: an out-of-line copy from one instruction set's translation unit could be linked into another's.
 #define KVIK_ALWAYS inline __attribute__((always_inline))
@@ -33,8 +42,19 @@ constexpr int GROUP = 32;
 KVIK_ALWAYS int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 KVIK_ALWAYS int64_t padded(int64_t n) { return (n + 31) / 32 * 32; }
 
-// Bytes of one element of a form (enum KvikForm).
-KVIK_ALWAYS int64_t form_bytes(int32_t form) { return form == 1 ? 4 : 2; }
+// Bytes of one element of a float form.
+KVIK_ALWAYS int64_t form_bytes(int32_t form) { return form == KVIK_F32 ? 4 : 2; }
+
+constexpr int64_t INT4_NIBBLES = KBLOCK * PANEL / 2;
+
+KVIK_ALWAYS int64_t kblock_bytes(int32_t form) {
+    switch (form) {
+        case KVIK_F32: return KBLOCK * PANEL * 4;
+        case KVIK_INT8: return KBLOCK * PANEL;
+        case KVIK_INT4: return INT4_NIBBLES + PANEL * 2;
+        default: return KBLOCK * PANEL * 2;
+    }
+}
 
 // Element offset within a K-block of (column, input).
 KVIK_ALWAYS int64_t bf16_offset(int64_t column, int64_t input) {
@@ -42,13 +62,23 @@ KVIK_ALWAYS int64_t bf16_offset(int64_t column, int64_t input) {
 }
 KVIK_ALWAYS int64_t f32_offset(int64_t column, int64_t input) { return input * PANEL + column; }
 
+KVIK_ALWAYS int64_t int8_offset(int64_t column, int64_t input) {
+    return (column / TILE) * (KBLOCK * TILE) + (input / 4) * (TILE * 4) + (column % TILE) * 4 + input % 4;
+}
+// Of the 32-bit word that holds a nibble, and the nibble's first bit in it.
+KVIK_ALWAYS int64_t int4_word(int64_t column, int64_t input) {
+    return (column / TILE) * (KBLOCK / 8 * TILE) + (input / 8) * TILE + column % TILE;
+}
+KVIK_ALWAYS int int4_shift(int64_t input) { return static_cast<int>(input % 2 * 16 + input % 8 / 2 * 4); }
+
 // A packed matrix: `panels` panels of `kblocks` K-blocks.
 struct Matrix {
     void* data = nullptr;
+    float* scales = nullptr;  // [panels * 32], int8 only
     int32_t form = 0;
     int64_t panels = 0, kblocks = 0;
 
-    KVIK_ALWAYS int64_t block_bytes() const { return KBLOCK * PANEL * form_bytes(form); }
+    KVIK_ALWAYS int64_t block_bytes() const { return kblock_bytes(form); }
     KVIK_ALWAYS int64_t panel_bytes() const { return kblocks * block_bytes(); }
     KVIK_ALWAYS int64_t bytes() const { return panels * panel_bytes(); }
     KVIK_ALWAYS char* panel(int64_t p) const { return static_cast<char*>(data) + p * panel_bytes(); }
@@ -60,7 +90,12 @@ struct KvLayout {
     int64_t num_blocks = 0, block_size = 0, num_kv_heads = 0, head_dim = 0;
 
     KVIK_ALWAYS int64_t head_dim_padded() const { return padded(head_dim); }
-    KVIK_ALWAYS int64_t keys_bytes() const { return head_dim_padded() * GROUP * form_bytes(form); }
+    KVIK_ALWAYS int64_t kblocks() const { return head_dim_padded() / KBLOCK; }
+    // Keys of a group; as many bytes of values follow. The scales of an int8 group are its last 128 bytes.
+    KVIK_ALWAYS int64_t keys_bytes() const {
+        return kblocks() * kblock_bytes(form) + (form == KVIK_INT8 ? GROUP * 4 : 0);
+    }
+    KVIK_ALWAYS int64_t scales_offset() const { return kblocks() * kblock_bytes(form); }
     KVIK_ALWAYS int64_t group_bytes() const { return 2 * keys_bytes(); }
     KVIK_ALWAYS int64_t head_bytes() const { return block_size / GROUP * group_bytes(); }
     KVIK_ALWAYS int64_t block_bytes() const { return num_kv_heads * head_bytes(); }

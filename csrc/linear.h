@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 #include "matmul.h"
+#include "unpack.h"
 
 namespace KVIK_ISA {
 
@@ -80,14 +81,74 @@ static void linear_of(const LinearArgs& args, ActForm form, int64_t panel_begin,
     }
 }
 
+// K-blocks unpacked at a time, and rows whose sums are kept meanwhile: both stay in the first cache.
+constexpr int64_t UNPACKED = 8, SUM_ROWS = 192;
+
+// Unpack K-blocks first .. first + count of a panel, asking for what the stream of packed weights brings next.
+template <bool INT4>
+KVIK_INLINE void unpack_blocks(const kvik::Matrix& weights, int64_t panel, int64_t first, int64_t count, char* blocks,
+                               float* scales) {
+    for (int64_t k = 0; k < count; k++) {
+        const char* packed = weights.panel(panel) + (first + k) * weights.block_bytes();
+        for (int64_t line = 0; line < weights.block_bytes(); line += 64)
+            __builtin_prefetch(packed + STREAM_AHEAD + line, 0, 3);
+        if constexpr (INT4) {
+            unpack_int4(packed, blocks + k * BF16_BLOCK_BYTES);
+            scales_of_int4(packed, scales + k * PANEL);
+        } else {
+            unpack_int8(packed, blocks + k * BF16_BLOCK_BYTES);
+        }
+    }
+}
+
+// Rows row .. row + rows of a quantized layer's panel, rows <= SUM_ROWS. int4 scales every 32 inputs, int8 the whole.
+template <bool INT4>
+KVIK_INLINE void quantized_panel(const LinearArgs& args, int64_t panel, int64_t row, int64_t rows, float* sums) {
+    constexpr Mode MODE = INT4 ? SCALED : CONTINUE;
+    alignas(64) char blocks[UNPACKED * BF16_BLOCK_BYTES];
+    alignas(64) float scales[UNPACKED * PANEL];
+    const auto* act = static_cast<const Bf16::act*>(args.act) + row * args.act_stride;
+    std::memset(sums, 0, rows * PANEL * sizeof(float));
+    for (int64_t first = 0; first < args.weights.kblocks; first += UNPACKED) {
+        const int64_t left = args.weights.kblocks - first, count = left < UNPACKED ? left : UNPACKED;
+        unpack_blocks<INT4>(args.weights, panel, first, count, blocks, scales);
+        in_pieces<Bf16>(rows, [&](int64_t r, int piece) {
+            panel_product<Bf16, MODE>(piece, act + r * args.act_stride + first * KBLOCK, args.act_stride,
+                                      InOrder{blocks, BF16_BLOCK_BYTES}, count, nothing_ahead(blocks),
+                                      sums + r * PANEL, PANEL, scales);
+        });
+    }
+    if (INT4) return;
+    const float* scale = args.weights.scales + panel * PANEL;
+    for (int64_t r = 0; r < rows; r++)
+        for (int c = 0; c < PANEL; c += LANES)
+            store(sums + r * PANEL + c, load(sums + r * PANEL + c) * load(scale + c));
+}
+
+template <bool INT4>
+static void linear_quantized(const LinearArgs& args, ActForm form, int64_t panel_begin, int64_t panel_end,
+                             int64_t row_begin, int64_t row_end) {
+    alignas(64) float sums[SUM_ROWS * PANEL];
+    for (int64_t panel = panel_begin; panel < panel_end; panel++) {
+        for (int64_t row = row_begin; row < row_end; row += SUM_ROWS) {
+            const int64_t rows = row_end - row < SUM_ROWS ? row_end - row : SUM_ROWS;
+            quantized_panel<INT4>(args, panel, row, rows, sums);
+            finish_panel(args, form, panel, row, static_cast<int>(rows), sums);
+        }
+    }
+}
+
 constexpr ActForm ACT_OF_BF16 = sizeof(Bf16::act) == 2 ? kvik::ACT_BF16 : kvik::ACT_F32_OF_BF16;
 
 static void linear(const LinearArgs& args, int64_t panel_begin, int64_t panel_end, int64_t row_begin,
                    int64_t row_end) {
-    if (args.weights.form == KVIK_F32)
-        linear_of<F32>(args, kvik::ACT_F32, panel_begin, panel_end, row_begin, row_end);
-    else
-        linear_of<Bf16>(args, ACT_OF_BF16, panel_begin, panel_end, row_begin, row_end);
+    switch (args.weights.form) {
+        case KVIK_F32: return linear_of<F32>(args, kvik::ACT_F32, panel_begin, panel_end, row_begin, row_end);
+        case KVIK_INT8:
+            return linear_quantized<false>(args, ACT_OF_BF16, panel_begin, panel_end, row_begin, row_end);
+        case KVIK_INT4: return linear_quantized<true>(args, ACT_OF_BF16, panel_begin, panel_end, row_begin, row_end);
+        default: return linear_of<Bf16>(args, ACT_OF_BF16, panel_begin, panel_end, row_begin, row_end);
+    }
 }
 
 }  // namespace KVIK_ISA

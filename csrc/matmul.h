@@ -160,12 +160,38 @@ struct Bf16 {
 
 #endif
 
-// R rows times COLUMNS columns of a panel, from `column` on.
-template <class F, int R, class Blocks>
+// What becomes of a product. FRESH: out = product. CONTINUE: the chain of additions goes on from out. SCALED: every
+// K-block is a chain of its own, and out += that times the block's scale for each column.
+enum Mode { FRESH, CONTINUE, SCALED };
+
+// R rows times COLUMNS columns of a panel, from `column` on. `scales` [kblocks, 32] for SCALED.
+template <class F, Mode MODE, int R, class Blocks>
 KVIK_INLINE void product_of_rows(const typename F::act* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
-                                 Ahead ahead, float* out, int64_t out_stride, int column) {
+                                 Ahead ahead, const float* scales, float* out, int64_t out_stride, int column) {
     constexpr int N = F::COLUMNS / REG_LANES;
+    if constexpr (MODE == SCALED) {
+        for (int64_t k = 0; k < kblocks; k++) {
+            reg acc[R][N] = {};
+            F::template multiply<R, N>(acc, a + k * KBLOCK, stride, blocks(k), column, ahead.after(k));
+#pragma GCC unroll 8
+            for (int n = 0; n < N; n++) {
+                reg scale = load_as<reg>(scales + k * PANEL + column + n * REG_LANES);
+#pragma GCC unroll 16
+                for (int r = 0; r < R; r++) {
+                    float* at = out + r * out_stride + column + n * REG_LANES;
+                    store_as(at, reg_fma(acc[r][n], scale, load_as<reg>(at)));
+                }
+            }
+        }
+        return;
+    }
     reg acc[R][N] = {};
+    if constexpr (MODE == CONTINUE) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+            for (int n = 0; n < N; n++) acc[r][n] = load_as<reg>(out + r * out_stride + column + n * REG_LANES);
+    }
     for (int64_t k = 0; k < kblocks; k++)
         F::template multiply<R, N>(acc, a + k * KBLOCK, stride, blocks(k), column, ahead.after(k));
 #pragma GCC unroll 16
@@ -174,14 +200,14 @@ KVIK_INLINE void product_of_rows(const typename F::act* a, int64_t stride, const
         for (int n = 0; n < N; n++) store_as(out + r * out_stride + column + n * REG_LANES, acc[r][n]);
 }
 
-template <class F, int R, class Blocks>
+template <class F, Mode MODE, int R, class Blocks>
 KVIK_INLINE void product_of(int rows, const typename F::act* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
-                            Ahead ahead, float* out, int64_t out_stride) {
+                            Ahead ahead, const float* scales, float* out, int64_t out_stride) {
     if (rows == R) {
         for (int column = 0; column < PANEL; column += F::COLUMNS)
-            product_of_rows<F, R>(a, stride, blocks, kblocks, ahead, out, out_stride, column);
+            product_of_rows<F, MODE, R>(a, stride, blocks, kblocks, ahead, scales, out, out_stride, column);
     } else if constexpr (R > 1) {
-        product_of<F, R - 1>(rows, a, stride, blocks, kblocks, ahead, out, out_stride);
+        product_of<F, MODE, R - 1>(rows, a, stride, blocks, kblocks, ahead, scales, out, out_stride);
     }
 }
 
@@ -191,12 +217,20 @@ KVIK_INLINE void product_of(int rows, const typename F::act* a, int64_t stride, 
 // activations whatever `rows` is, and writes as many rows of `out`.
 template <class Blocks>
 KVIK_INLINE void product_on_tiles(int rows, const uint16_t* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
-                                  Ahead ahead, float* out, int64_t out_stride) {
+                                  Ahead ahead, bool go_on, float* out, int64_t out_stride) {
     const bool two = rows > 16;
     const uint16_t* lower = a + 16 * stride;
-    tile_zero<0>();
-    tile_zero<1>();
-    if (two) {
+    if (go_on) {
+        tile_load<0>(out, out_stride * 4);
+        tile_load<1>(out + TILE, out_stride * 4);
+    } else {
+        tile_zero<0>();
+        tile_zero<1>();
+    }
+    if (two && go_on) {
+        tile_load<2>(out + 16 * out_stride, out_stride * 4);
+        tile_load<3>(out + 16 * out_stride + TILE, out_stride * 4);
+    } else if (two) {
         tile_zero<2>();
         tile_zero<3>();
     }
@@ -223,6 +257,22 @@ KVIK_INLINE void product_on_tiles(int rows, const uint16_t* a, int64_t stride, c
     }
 }
 
+// The same with a scale for every K-block: the tiles hold one block's product at a time.
+template <class Blocks>
+KVIK_INLINE void scaled_on_tiles(int rows, const uint16_t* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
+                                 Ahead ahead, const float* scales, float* out, int64_t out_stride) {
+    alignas(64) float block[PANEL * PANEL];
+    for (int64_t k = 0; k < kblocks; k++) {
+        product_on_tiles(rows, a + k * KBLOCK, stride, InOrder{blocks(k), 0}, 1, ahead.after(k), false, block, PANEL);
+        const f32x16 left = load(scales + k * PANEL), right = load(scales + k * PANEL + TILE);
+        for (int r = 0; r < rows; r++) {
+            float* at = out + r * out_stride;
+            store(at, fma(load(block + r * PANEL), left, load(at)));
+            store(at + TILE, fma(load(block + r * PANEL + TILE), right, load(at + TILE)));
+        }
+    }
+}
+
 #endif
 
 // Most rows that one call of panel_product takes.
@@ -235,17 +285,21 @@ constexpr int most_rows() {
 #endif
 }
 
-// out[rows, 32] = act[rows, kblocks * 32] x panel. `out` has room for rows rounded up to 16.
-template <class F, class Blocks>
+// act[rows, kblocks * 32] x panel into out[rows, 32], as MODE says. `out` has room for rows rounded up to 16.
+template <class F, Mode MODE = FRESH, class Blocks>
 KVIK_INLINE void panel_product(int rows, const typename F::act* a, int64_t stride, const Blocks& blocks,
-                               int64_t kblocks, Ahead ahead, float* out, int64_t out_stride) {
+                               int64_t kblocks, Ahead ahead, float* out, int64_t out_stride,
+                               const float* scales = nullptr) {
 #if defined(KVIK_AMX)
     if constexpr (sizeof(typename F::act) == 2) {
-        product_on_tiles(rows, a, stride, blocks, kblocks, ahead, out, out_stride);
+        if constexpr (MODE == SCALED)
+            scaled_on_tiles(rows, a, stride, blocks, kblocks, ahead, scales, out, out_stride);
+        else
+            product_on_tiles(rows, a, stride, blocks, kblocks, ahead, MODE == CONTINUE, out, out_stride);
         return;
     }
 #endif
-    product_of<F, F::ROWS>(rows, a, stride, blocks, kblocks, ahead, out, out_stride);
+    product_of<F, MODE, F::ROWS>(rows, a, stride, blocks, kblocks, ahead, scales, out, out_stride);
 }
 
 // Call piece(begin, count) so that 0 .. rows is covered by pieces of nearly equal size that panel_product takes.

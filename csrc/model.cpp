@@ -29,6 +29,7 @@ void Model::carve_weights(Carver& carver) {
         m.panels = padded(columns) / PANEL;
         m.kblocks = padded(inputs) / KBLOCK;
         m.data = carver.take<char>(m.bytes());
+        if (form == KVIK_INT8) m.scales = carver.take<float>(m.panels * PANEL);
         return m;
     };
     auto vector = [&](bool present, int64_t size) { return present ? carver.take<float>(padded(size)) : nullptr; };
@@ -46,8 +47,7 @@ void Model::carve_weights(Carver& carver) {
     }
     final_norm = vector(true, spec.hidden_size);
     head = matrix(spec.vocab_size, spec.hidden_size);
-    if (!spec.tied_head)
-        embed_table = carver.take<char>(int64_t(spec.vocab_size) * spec.hidden_size * form_bytes(form));
+    embedding = spec.tied_head ? head : matrix(spec.vocab_size, spec.hidden_size);
 }
 
 void Model::allocate(int32_t num_blocks, int32_t block_size) {

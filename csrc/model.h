@@ -44,8 +44,7 @@ struct Model {
     Claims claims;
     Arena weights, kv_arena, activations, scratch_arena;
     std::vector<Layer> layers;
-    Matrix head;                 // also the embedding, if tied
-    void* embed_table = nullptr;  // [vocab, hidden] row-major, if not
+    Matrix head, embedding;  // one and the same, if tied
     float* final_norm = nullptr;
     KvLayout kv;
     int64_t kv_layers_bytes() const { return spec.num_layers * kv.layer_bytes(); }

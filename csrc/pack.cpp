@@ -1,5 +1,7 @@
 // Taking weights in: from rows as stored in a checkpoint to panels, converting between float forms on the way.
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "model.h"
@@ -34,7 +36,7 @@ float read(const void* data, int32_t form, int64_t i) {
     return form == KVIK_F16 ? from_half(h) : bits_to_float(uint32_t(h) << 16);
 }
 
-// One panel's K-block from 32 rows of converted inputs; rows[c] is null for a column of padding.
+// One K-block from 32 rows of inputs; rows[c] is null for a column of padding.
 template <class T>
 void pack_block(const T* const* rows, int64_t first, int64_t count, char* block) {
     T* out = reinterpret_cast<T*>(block);
@@ -45,11 +47,62 @@ void pack_block(const T* const* rows, int64_t first, int64_t count, char* block)
     }
 }
 
-template <class T>
-void pack_panel(const Matrix& matrix, int64_t panel, const T* const* rows, int64_t columns) {
+// To whole numbers, ties to even, within [low, high].
+int32_t quantize(float x, float inverse, int32_t low, int32_t high) {
+    int32_t q = static_cast<int32_t>(__builtin_rintf(x * inverse));
+    return q < low ? low : (q > high ? high : q);
+}
+
+// The rule of kvik/runners/reference/quantized.py: a scale for each output, of its largest weight.
+void pack_int8(const Matrix& matrix, int64_t panel, const float* const* rows, int64_t columns) {
+    for (int64_t c = 0; c < PANEL; c++) {
+        if (!rows[c]) continue;
+        float top = 0;
+        for (int64_t k = 0; k < columns; k++) top = std::max(top, std::fabs(rows[c][k]));
+        const float inverse = top > 0 ? 127.0f / top : 0.0f;
+        matrix.scales[panel * PANEL + c] = top / 127.0f;
+        for (int64_t k = 0; k < columns; k++)
+            matrix.panel(panel)[k / KBLOCK * matrix.block_bytes() + int8_offset(c, k % KBLOCK)] =
+                static_cast<char>(quantize(rows[c][k], inverse, -127, 127));
+    }
+}
+
+// A bf16 scale for every 32 inputs of an output, such that the weight of the largest magnitude becomes -8 exactly.
+void pack_int4(const Matrix& matrix, int64_t panel, const float* const* rows, int64_t columns) {
+    for (int64_t block = 0; block < matrix.kblocks; block++) {
+        char* at = matrix.panel(panel) + block * matrix.block_bytes();
+        uint32_t* words = reinterpret_cast<uint32_t*>(at);
+        uint16_t* scales = reinterpret_cast<uint16_t*>(at + INT4_NIBBLES);
+        const int64_t first = block * KBLOCK, count = std::min<int64_t>(KBLOCK, columns - first);
+        for (int64_t c = 0; c < PANEL; c++) {
+            if (!rows[c]) continue;
+            const float* x = rows[c] + first;
+            float top = 0;
+            for (int64_t k = 0; k < count; k++)
+                if (std::fabs(x[k]) > std::fabs(top)) top = x[k];
+            scales[c] = to_bf16(top / -8.0f);
+            const float scale = bits_to_float(uint32_t(scales[c]) << 16), inverse = scale != 0 ? 1.0f / scale : 0.0f;
+            for (int64_t k = 0; k < KBLOCK; k++) {
+                const int32_t q = k < count ? quantize(x[k], inverse, -8, 7) : 0;
+                uint32_t& word = words[int4_word(c, k)];
+                word = (word & ~(15u << int4_shift(k))) | uint32_t(q + 8) << int4_shift(k);
+            }
+        }
+    }
+}
+
+// One panel from 32 rows in the form that packing starts from: f32 for whole numbers, else the matrix's own.
+void pack_panel(const Matrix& matrix, int64_t panel, const void* const* rows, int64_t columns) {
+    auto floats = reinterpret_cast<const float* const*>(rows);
+    if (matrix.form == KVIK_INT8) return pack_int8(matrix, panel, floats, columns);
+    if (matrix.form == KVIK_INT4) return pack_int4(matrix, panel, floats, columns);
     for (int64_t k = 0; k < matrix.kblocks; k++) {
-        int64_t first = k * KBLOCK, count = columns - first < KBLOCK ? columns - first : KBLOCK;
-        pack_block(rows, first, count, matrix.panel(panel) + k * matrix.block_bytes());
+        int64_t first = k * KBLOCK, count = std::min<int64_t>(KBLOCK, columns - first);
+        char* block = matrix.panel(panel) + k * matrix.block_bytes();
+        if (matrix.form == KVIK_F32)
+            pack_block(floats, first, count, block);
+        else
+            pack_block(reinterpret_cast<const uint16_t* const*>(rows), first, count, block);
     }
 }
 
@@ -74,9 +127,10 @@ void pack_rows(Pool& pool, Claims& claims, const Matrix& matrix, const void* dat
     // Source row of a panel's column, or -1. Interleaved: 16 rows a panel, into the tile that first_column names.
     const int64_t per_panel = interleaved ? TILE : PANEL;
     const int64_t first_panel = first_column / PANEL, within = first_column % PANEL;
+    const int32_t from = matrix.form == KVIK_BF16 ? KVIK_BF16 : KVIK_F32;
     claims.reset(1);
     pool.run([&](int) {
-        std::vector<char> converted(form == matrix.form ? 0 : PANEL * columns * form_bytes(matrix.form));
+        std::vector<char> converted(form == from ? 0 : PANEL * columns * form_bytes(from));
         claims.each(0, (rows + per_panel - 1) / per_panel, 1, [&](int64_t panel, int64_t) {
             const void* sources[PANEL] = {};
             for (int64_t c = 0; c < per_panel; c++) {
@@ -84,16 +138,13 @@ void pack_rows(Pool& pool, Claims& claims, const Matrix& matrix, const void* dat
                 if (row >= rows) break;
                 const char* source = static_cast<const char*>(data) + row * columns * form_bytes(form);
                 if (!converted.empty()) {
-                    char* copy = converted.data() + c * columns * form_bytes(matrix.form);
-                    convert_row(data, form, row * columns, columns, matrix.form, copy);
+                    char* copy = converted.data() + c * columns * form_bytes(from);
+                    convert_row(data, form, row * columns, columns, from, copy);
                     source = copy;
                 }
                 sources[within + c] = source;
             }
-            if (matrix.form == KVIK_F32)
-                pack_panel(matrix, first_panel + panel, reinterpret_cast<const float* const*>(sources), columns);
-            else
-                pack_panel(matrix, first_panel + panel, reinterpret_cast<const uint16_t* const*>(sources), columns);
+            pack_panel(matrix, first_panel + panel, sources, columns);
         });
     });
 }
@@ -114,9 +165,7 @@ void Model::load(int32_t role, int32_t index, const void* data, int32_t form, in
     const int64_t hidden_size = spec.hidden_size, inner_size = spec.intermediate_size;
     switch (role) {
         case KVIK_EMBED:
-            if (spec.tied_head) return matrix(head, spec.vocab_size, hidden_size, 0, false);
-            if (rows != spec.vocab_size || columns != hidden_size) throw Error{"a weight of the wrong shape"};
-            return convert_row(data, form, 0, rows * columns, spec.weight_form, embed_table);
+            return matrix(embedding, spec.vocab_size, hidden_size, 0, false);
         case KVIK_HEAD: return matrix(head, spec.vocab_size, hidden_size, 0, false);
         case KVIK_FINAL_NORM: return vector(final_norm, hidden_size);
         case KVIK_ATTN_NORM: return vector(layer.attn_norm, hidden_size);

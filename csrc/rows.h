@@ -13,28 +13,27 @@ using kvik::NormArgs;
 using kvik::RopeStoreArgs;
 using kvik::TokenRun;
 
-KVIK_INLINE float element(const void* data, int64_t i, int32_t form) {
-    return form == KVIK_F32 ? static_cast<const float*>(data)[i] : from_bf16(static_cast<const uint16_t*>(data)[i]);
+// One weight of a packed matrix.
+KVIK_INLINE float weight_at(const kvik::Matrix& m, int64_t column, int64_t input) {
+    const char* block = m.panel(column / PANEL) + input / KBLOCK * m.block_bytes();
+    const int64_t c = column % PANEL, k = input % KBLOCK;
+    switch (m.form) {
+        case KVIK_F32: return reinterpret_cast<const float*>(block)[kvik::f32_offset(c, k)];
+        case KVIK_INT8: return static_cast<float>(static_cast<int8_t>(block[kvik::int8_offset(c, k)])) * m.scales[column];
+        case KVIK_INT4: {
+            const uint32_t word = reinterpret_cast<const uint32_t*>(block)[kvik::int4_word(c, k)];
+            const int32_t q = static_cast<int32_t>(word >> kvik::int4_shift(k) & 15) - 8;
+            return static_cast<float>(q) * from_bf16(reinterpret_cast<const uint16_t*>(block + kvik::INT4_NIBBLES)[c]);
+        }
+        default: return from_bf16(reinterpret_cast<const uint16_t*>(block)[kvik::bf16_offset(c, k)]);
+    }
 }
 
-// x[i] = embedding of token i; from the packed head if the two are tied, so that no second copy is held.
+// x[i] = embedding of token i, from panels: a tied head is the embedding, and no second copy is held.
 static void embed(const EmbedArgs& args, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-        const int64_t token = args.token_ids[i];
-        float* x = args.x + i * args.stride;
-        if (args.table) {
-            for (int64_t c = 0; c < args.columns; c++)
-                x[c] = element(args.table, token * args.columns + c, args.form);
-            continue;
-        }
-        const char* panel = args.packed.panel(token / PANEL);
-        const int64_t column = token % PANEL, block = args.packed.block_bytes();
-        for (int64_t c = 0; c < args.columns; c++) {
-            int64_t offset =
-                args.form == KVIK_F32 ? kvik::f32_offset(column, c % KBLOCK) : kvik::bf16_offset(column, c % KBLOCK);
-            x[c] = element(panel + c / KBLOCK * block, offset, args.form);
-        }
-    }
+    for (int64_t i = begin; i < end; i++)
+        for (int64_t c = 0; c < args.columns; c++)
+            args.x[i * args.stride + c] = weight_at(args.table, args.token_ids[i], c);
 }
 
 // 1 / sqrt(mean(x^2) + eps) over `columns` values, zero past them (Zhang and Sennrich 2019).
@@ -77,28 +76,56 @@ KVIK_INLINE void norm_and_rotate(const float* x, int64_t dim, const float* norm,
     }
 }
 
-// Scatter one position's key into the columns of its group's panel.
-KVIK_INLINE void store_key(const float* k, int64_t dim, int64_t slot, int32_t form, char* keys) {
-    const int64_t block_bytes = KBLOCK * PANEL * kvik::form_bytes(form);
+// Whole numbers of a head's vector and the scale that gives the values back (the rule of an int8 weight row).
+KVIK_INLINE float quantize_head(const float* x, int64_t dim, int8_t* q) {
+    float top = 0;
     for (int64_t d = 0; d < dim; d++) {
-        char* block = keys + d / KBLOCK * block_bytes;
-        if (form == KVIK_F32)
-            reinterpret_cast<float*>(block)[kvik::f32_offset(slot, d % KBLOCK)] = k[d];
-        else
-            reinterpret_cast<uint16_t*>(block)[kvik::bf16_offset(slot, d % KBLOCK)] = to_bf16(k[d]);
+        float size = __builtin_fabsf(x[d]);
+        top = size > top ? size : top;
     }
+    const float inverse = top > 0 ? 127.0f / top : 0.0f;
+    for (int64_t d = 0; d < dim; d++) {
+        float v = __builtin_rintf(x[d] * inverse);
+        q[d] = static_cast<int8_t>(v > 127 ? 127 : (v < -127 ? -127 : v));
+    }
+    // NaN compares as nothing: say so in the scale, or a broken row would look sound.
+    float sick = 0;
+    for (int64_t d = 0; d < dim; d++) sick += x[d] * 0.0f;
+    return top / 127.0f + sick;
+}
+
+// Write one value of a K-block: (column, input) counted within it.
+KVIK_INLINE void store_float(char* block, int32_t form, int64_t column, int64_t input, float x) {
+    if (form == KVIK_F32)
+        reinterpret_cast<float*>(block)[kvik::f32_offset(column, input)] = x;
+    else
+        reinterpret_cast<uint16_t*>(block)[kvik::bf16_offset(column, input)] = to_bf16(x);
+}
+
+// Scatter one position's key into the columns of its group's panel.
+KVIK_INLINE void store_key(const float* k, const KvLayout& kv, int64_t slot, char* keys) {
+    const int64_t bytes = kvik::kblock_bytes(kv.form);
+    if (kv.form == KVIK_INT8) {
+        int8_t q[MAX_HEAD_DIM];
+        reinterpret_cast<float*>(keys + kv.scales_offset())[slot] = quantize_head(k, kv.head_dim, q);
+        for (int64_t d = 0; d < kv.head_dim; d++)
+            keys[d / KBLOCK * bytes + kvik::int8_offset(slot, d % KBLOCK)] = static_cast<char>(q[d]);
+        return;
+    }
+    for (int64_t d = 0; d < kv.head_dim; d++) store_float(keys + d / KBLOCK * bytes, kv.form, slot, d % KBLOCK, k[d]);
 }
 
 // Store one position's value as one input row of its group's K-blocks.
-KVIK_INLINE void store_value(const float* v, int64_t dim, int64_t slot, int32_t form, char* values) {
-    const int64_t block_bytes = KBLOCK * PANEL * kvik::form_bytes(form);
-    for (int64_t d = 0; d < dim; d++) {
-        char* block = values + d / PANEL * block_bytes;
-        if (form == KVIK_F32)
-            reinterpret_cast<float*>(block)[kvik::f32_offset(d % PANEL, slot)] = v[d];
-        else
-            reinterpret_cast<uint16_t*>(block)[kvik::bf16_offset(d % PANEL, slot)] = to_bf16(v[d]);
+KVIK_INLINE void store_value(const float* v, const KvLayout& kv, int64_t slot, char* values) {
+    const int64_t bytes = kvik::kblock_bytes(kv.form);
+    if (kv.form == KVIK_INT8) {
+        int8_t q[MAX_HEAD_DIM];
+        reinterpret_cast<float*>(values + kv.scales_offset())[slot] = quantize_head(v, kv.head_dim, q);
+        for (int64_t d = 0; d < kv.head_dim; d++)
+            values[d / PANEL * bytes + kvik::int8_offset(d % PANEL, slot)] = static_cast<char>(q[d]);
+        return;
     }
+    for (int64_t d = 0; d < kv.head_dim; d++) store_float(values + d / PANEL * bytes, kv.form, d % PANEL, slot, v[d]);
 }
 
 // q of one token and KV head: norm, rotate, write as activations.
@@ -137,8 +164,8 @@ static void rope_store(const RopeStoreArgs& args, int64_t begin, int64_t end) {
             const int64_t slot = args.positions[t] % GROUP;
             store_queries(args, t, head, cos, sin);
             norm_and_rotate(row + args.k_column + head * dim, dim, args.k_norm, s.rms_norm_eps, cos, sin, rotated);
-            store_key(rotated, dim, slot, kv.form, keys);
-            store_value(row + args.v_column + head * dim, dim, slot, kv.form, values);
+            store_key(rotated, kv, slot, keys);
+            store_value(row + args.v_column + head * dim, kv, slot, values);
         }
     }
 }

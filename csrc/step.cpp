@@ -198,8 +198,7 @@ void Step::copy_blocks() {
 
 void Step::embed_and_rotate() {
     const int64_t half = m_.spec.head_dim / 2;
-    EmbedArgs args{plan_.token_ids, m_.head, m_.spec.tied_head ? nullptr : m_.embed_table, m_.spec.weight_form,
-                   m_.spec.hidden_size, a_.x, m_.hidden()};
+    EmbedArgs args{plan_.token_ids, m_.embedding, m_.spec.hidden_size, a_.x, m_.hidden()};
     each(tokens_, 4, [&](int64_t begin, int64_t end) {
         k_.embed(args, begin, end);
         for (int64_t t = begin; t < end; t++) {

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from kvik.errors import BackendError
 
-ABI = 1
-FORMS = {"bf16": 0, "f32": 1, "f16": 2}
+ABI = 2
+FORMS = {"bf16": 0, "f32": 1, "f16": 2, "int8": 3, "int4": 4}
 ROLES = (
     "embed",
     "final_norm",

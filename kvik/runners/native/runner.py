@@ -60,7 +60,7 @@ class NativeRunner:
         self.close()
         spec = checkpoint.spec
         form = weight_form(self._weights, spec.dtype)
-        kv_form = self._kv_dtype if self._kv_dtype != "auto" else form
+        kv_form = self._kv_dtype if self._kv_dtype != "auto" else ("f32" if form == "f32" else "bf16")
         self._model = self._create(spec, form, kv_form)
         self._spec = spec
         for name in spec.tensor_shapes():
