@@ -129,22 +129,24 @@ KVIK_INLINE void score_groups(const AttendArgs& args, const Groups& groups, int6
     const int64_t dims = args.kv.head_dim_padded(), kblocks = args.kv.kblocks();
     for (int64_t g = 0; g < count; g++) {
         const char* keys = groups(g);
+        const bool is_int8 = args.kv.form == KVIK_INT8;
         // The values of a group lie behind its keys and are wanted soon after.
-        Ahead ahead{keys + args.kv.keys_bytes(), 128};
-        InOrder blocks{keys, F::BLOCK_BYTES};
-        if (args.kv.form == KVIK_INT8) {
+        if (is_int8) {
             for (int64_t line = 0; line < args.kv.keys_bytes(); line += 64)
                 __builtin_prefetch(keys + args.kv.keys_bytes() + line, 0, 3);
             for (int64_t k = 0; k < kblocks; k++)
                 unpack_int8(keys + k * kvik::kblock_bytes(KVIK_INT8), s.blocks + k * BF16_BLOCK_BYTES);
-            blocks = {s.blocks, BF16_BLOCK_BYTES};
-            ahead = nothing_ahead(s.blocks);
         }
         in_pieces<F>(rows, [&](int64_t r, int piece) {
-            panel_product<F>(piece, q + r * dims, dims, blocks, kblocks, ahead,
-                             s.scores + r * args.partition + g * GROUP, args.partition);
+            float* scores = s.scores + r * args.partition + g * GROUP;
+            if (is_int8)
+                panel_product<F>(piece, q + r * dims, dims, InOrder{s.blocks, BF16_BLOCK_BYTES}, kblocks,
+                                 NothingAhead{}, scores, args.partition);
+            else
+                panel_product<F>(piece, q + r * dims, dims, InOrder{keys, F::BLOCK_BYTES}, kblocks,
+                                 Ahead{keys + args.kv.keys_bytes(), 128}, scores, args.partition);
         });
-        if (args.kv.form != KVIK_INT8) continue;
+        if (!is_int8) continue;
         const float* scales = reinterpret_cast<const float*>(keys + args.kv.scales_offset());
         std::memcpy(s.value_scales + g * GROUP, keys + args.kv.keys_bytes() + args.kv.scales_offset(),
                     GROUP * sizeof(float));
@@ -171,9 +173,9 @@ KVIK_INLINE void weigh_values(const AttendArgs& args, const Groups& groups, int6
             const typename F::act* probs = s.probs + r * args.partition;
             if (args.kv.form == KVIK_INT8)
                 panel_product<F>(piece, probs, args.partition, InOrder{s.blocks, BF16_BLOCK_BYTES}, count,
-                                 nothing_ahead(probs), part + r * dims, dims);
+                                 NothingAhead{}, part + r * dims, dims);
             else
-                panel_product<F>(piece, probs, args.partition, values, count, nothing_ahead(probs), part + r * dims,
+                panel_product<F>(piece, probs, args.partition, values, count, NothingAhead{}, part + r * dims,
                                  dims);
         });
     }

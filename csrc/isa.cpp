@@ -47,7 +47,8 @@ const char* refuse_avx512() {
 
 const char* refuse_avx512bf16() {
     if (const char* why = refuse_avx512()) return why;
-    return __builtin_cpu_supports("avx512bf16") ? nullptr : "the processor has no AVX512-BF16";
+    const bool both = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+    return both ? nullptr : "the processor has no AVX512-BF16 (with VBMI)";
 }
 
 // Leaf 7: AMX-BF16 is bit 22 and AMX-TILE bit 24 of edx. Asked directly, as compilers differ in what they name.

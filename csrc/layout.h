@@ -8,7 +8,7 @@
 //   f32 K-block, 4 KB:
 //       [input: 32][column: 32]
 //   int8 K-block, 1 KB; the scale of each column lies apart (Matrix::scales):
-//       [tile][four inputs: 8][column in tile: 16][input of four: 4]
+//       [tile][four inputs: 8][four columns: 4][pair of inputs: 2][column of four: 4][input in pair: 2]
 //   int4 K-block, 576 bytes = 512 of nibbles and the bf16 scale of each column for these 32 inputs:
 //       [tile][eight inputs: 4][column in tile: 16][word of 32 bits], then [column: 32]
 //       word: input 2p in bits 4p .. 4p + 3, input 2p + 1 in bits 16 + 4p .. 16 + 4p + 3, each plus 8
@@ -63,7 +63,8 @@ KVIK_ALWAYS int64_t bf16_offset(int64_t column, int64_t input) {
 KVIK_ALWAYS int64_t f32_offset(int64_t column, int64_t input) { return input * PANEL + column; }
 
 KVIK_ALWAYS int64_t int8_offset(int64_t column, int64_t input) {
-    return (column / TILE) * (KBLOCK * TILE) + (input / 4) * (TILE * 4) + (column % TILE) * 4 + input % 4;
+    return (column / TILE) * (KBLOCK * TILE) + (input / 4) * (TILE * 4) + (column % TILE / 4) * 16 +
+           (input % 4 / 2) * 8 + (column % 4) * 2 + input % 2;
 }
 // Of the 32-bit word that holds a nibble, and the nibble's first bit in it.
 KVIK_ALWAYS int64_t int4_word(int64_t column, int64_t input) {

@@ -52,14 +52,14 @@ KVIK_INLINE void finish_panel(const LinearArgs& args, ActForm form, int64_t pane
 }
 
 // What to fetch while a piece of rows is multiplied with a panel. A single piece streams: a little ahead of where it
-// reads. Of several pieces the later ones find the panel in cache, so together they fetch the next one, as many as needed.
+// reads. Of several pieces the first ones fetch the next panel, as they find their own in cache.
 constexpr int64_t STREAM_AHEAD = 8192;
 
 KVIK_INLINE Ahead ahead_of(const kvik::Matrix& weights, int64_t panel, int64_t piece, bool only_piece) {
     const char* at = weights.panel(panel);
     if (only_piece) return {at + STREAM_AHEAD, 128};
     const int64_t fetched = piece * (weights.kblocks * KBLOCK / 2 * 64);
-    if (fetched >= weights.panel_bytes()) return nothing_ahead(at);
+    if (fetched >= weights.panel_bytes()) return {at, 0};
     return {at + weights.panel_bytes() + fetched, 64};
 }
 
@@ -114,7 +114,7 @@ KVIK_INLINE void quantized_panel(const LinearArgs& args, int64_t panel, int64_t 
         unpack_blocks<INT4>(args.weights, panel, first, count, blocks, scales);
         in_pieces<Bf16>(rows, [&](int64_t r, int piece) {
             panel_product<Bf16, MODE>(piece, act + r * args.act_stride + first * KBLOCK, args.act_stride,
-                                      InOrder{blocks, BF16_BLOCK_BYTES}, count, nothing_ahead(blocks),
+                                      InOrder{blocks, BF16_BLOCK_BYTES}, count, NothingAhead{},
                                       sums + r * PANEL, PANEL, scales);
         });
     }

@@ -45,8 +45,11 @@ struct Ahead {
     }
     KVIK_INLINE Ahead after(int64_t kblocks) const { return {next + kblocks * (KBLOCK / 2) * step, step}; }
 };
-// Ask again for what is there anyway: cheaper than a branch in the inner loop.
-KVIK_INLINE Ahead nothing_ahead(const void* hot) { return {static_cast<const char*>(hot), 0}; }
+// For blocks that lie in the first cache already.
+struct NothingAhead {
+    KVIK_INLINE void pair(int) const {}
+    KVIK_INLINE NothingAhead after(int64_t) const { return {}; }
+};
 
 // K-blocks of a panel that lie one after another.
 struct InOrder {
@@ -69,9 +72,9 @@ struct F32 {
 #else
     static constexpr int COLUMNS = 16, ROWS = 2;
 #endif
-    template <int R, int N>
+    template <int R, int N, class Fetch>
     static KVIK_INLINE void multiply(reg (&acc)[R][N], const act* a, int64_t stride, const char* block, int column,
-                                     Ahead ahead) {
+                                     Fetch ahead) {
         const float* w = reinterpret_cast<const float*>(block) + column;
         for (int k = 0; k < KBLOCK; k++, w += PANEL) {
             ahead.pair(k);
@@ -95,9 +98,9 @@ struct Bf16 {
     typedef uint16_t act;
     static constexpr int64_t BLOCK_BYTES = KBLOCK * PANEL * 2;
     static constexpr int COLUMNS = 32, ROWS = 12;
-    template <int R, int N>
+    template <int R, int N, class Fetch>
     static KVIK_INLINE void multiply(reg (&acc)[R][N], const act* a, int64_t stride, const char* block, int,
-                                     Ahead ahead) {
+                                     Fetch ahead) {
 #if defined(__AVX512BF16__)
         for (int pair = 0; pair < KBLOCK / 2; pair++, block += 64, a += 2) {
             ahead.pair(pair);
@@ -130,9 +133,9 @@ struct Bf16 {
 #else
     static constexpr int COLUMNS = 16, ROWS = 2;
 #endif
-    template <int R, int N>
+    template <int R, int N, class Fetch>
     static KVIK_INLINE void multiply(reg (&acc)[R][N], const act* a, int64_t stride, const char* block, int column,
-                                     Ahead ahead) {
+                                     Fetch ahead) {
         constexpr int TILES = COLUMNS / TILE, PER_TILE = N / TILES;
         const char* tile = block + column / TILE * (KBLOCK * TILE * 2);
         for (int pair = 0; pair < KBLOCK / 2; pair++, tile += 64, a += 2) {
@@ -165,14 +168,14 @@ struct Bf16 {
 enum Mode { FRESH, CONTINUE, SCALED };
 
 // R rows times COLUMNS columns of a panel, from `column` on. `scales` [kblocks, 32] for SCALED.
-template <class F, Mode MODE, int R, class Blocks>
+template <class F, Mode MODE, int R, class Blocks, class Fetch>
 KVIK_INLINE void product_of_rows(const typename F::act* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
-                                 Ahead ahead, const float* scales, float* out, int64_t out_stride, int column) {
+                                 Fetch ahead, const float* scales, float* out, int64_t out_stride, int column) {
     constexpr int N = F::COLUMNS / REG_LANES;
     if constexpr (MODE == SCALED) {
         for (int64_t k = 0; k < kblocks; k++) {
             reg acc[R][N] = {};
-            F::template multiply<R, N>(acc, a + k * KBLOCK, stride, blocks(k), column, ahead.after(k));
+            F::template multiply<R, N, Fetch>(acc, a + k * KBLOCK, stride, blocks(k), column, ahead.after(k));
 #pragma GCC unroll 8
             for (int n = 0; n < N; n++) {
                 reg scale = load_as<reg>(scales + k * PANEL + column + n * REG_LANES);
@@ -193,16 +196,16 @@ KVIK_INLINE void product_of_rows(const typename F::act* a, int64_t stride, const
             for (int n = 0; n < N; n++) acc[r][n] = load_as<reg>(out + r * out_stride + column + n * REG_LANES);
     }
     for (int64_t k = 0; k < kblocks; k++)
-        F::template multiply<R, N>(acc, a + k * KBLOCK, stride, blocks(k), column, ahead.after(k));
+        F::template multiply<R, N, Fetch>(acc, a + k * KBLOCK, stride, blocks(k), column, ahead.after(k));
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
         for (int n = 0; n < N; n++) store_as(out + r * out_stride + column + n * REG_LANES, acc[r][n]);
 }
 
-template <class F, Mode MODE, int R, class Blocks>
+template <class F, Mode MODE, int R, class Blocks, class Fetch>
 KVIK_INLINE void product_of(int rows, const typename F::act* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
-                            Ahead ahead, const float* scales, float* out, int64_t out_stride) {
+                            Fetch ahead, const float* scales, float* out, int64_t out_stride) {
     if (rows == R) {
         for (int column = 0; column < PANEL; column += F::COLUMNS)
             product_of_rows<F, MODE, R>(a, stride, blocks, kblocks, ahead, scales, out, out_stride, column);
@@ -215,9 +218,9 @@ KVIK_INLINE void product_of(int rows, const typename F::act* a, int64_t stride, 
 
 // At most 32 rows of bf16 on tiles: 2 x 2 tiles of results, or 1 x 2 where 16 rows are enough. Reads 16 or 32 rows of
 // activations whatever `rows` is, and writes as many rows of `out`.
-template <class Blocks>
+template <class Blocks, class Fetch>
 KVIK_INLINE void product_on_tiles(int rows, const uint16_t* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
-                                  Ahead ahead, bool go_on, float* out, int64_t out_stride) {
+                                  Fetch ahead, bool go_on, float* out, int64_t out_stride) {
     const bool two = rows > 16;
     const uint16_t* lower = a + 16 * stride;
     if (go_on) {
@@ -236,7 +239,7 @@ KVIK_INLINE void product_on_tiles(int rows, const uint16_t* a, int64_t stride, c
     }
     for (int64_t k = 0; k < kblocks; k++) {
         const char* b = blocks(k);
-        const Ahead now = ahead.after(k);
+        const Fetch now = ahead.after(k);
         for (int pair = 0; pair < KBLOCK / 2; pair++) now.pair(pair);
         tile_load<4>(a + k * KBLOCK, stride * 2);
         tile_load<6>(b, 64);
@@ -258,9 +261,9 @@ KVIK_INLINE void product_on_tiles(int rows, const uint16_t* a, int64_t stride, c
 }
 
 // The same with a scale for every K-block: the tiles hold one block's product at a time.
-template <class Blocks>
+template <class Blocks, class Fetch>
 KVIK_INLINE void scaled_on_tiles(int rows, const uint16_t* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
-                                 Ahead ahead, const float* scales, float* out, int64_t out_stride) {
+                                 Fetch ahead, const float* scales, float* out, int64_t out_stride) {
     alignas(64) float block[PANEL * PANEL];
     for (int64_t k = 0; k < kblocks; k++) {
         product_on_tiles(rows, a + k * KBLOCK, stride, InOrder{blocks(k), 0}, 1, ahead.after(k), false, block, PANEL);
@@ -286,9 +289,9 @@ constexpr int most_rows() {
 }
 
 // act[rows, kblocks * 32] x panel into out[rows, 32], as MODE says. `out` has room for rows rounded up to 16.
-template <class F, Mode MODE = FRESH, class Blocks>
+template <class F, Mode MODE = FRESH, class Blocks, class Fetch>
 KVIK_INLINE void panel_product(int rows, const typename F::act* a, int64_t stride, const Blocks& blocks,
-                               int64_t kblocks, Ahead ahead, float* out, int64_t out_stride,
+                               int64_t kblocks, Fetch ahead, float* out, int64_t out_stride,
                                const float* scales = nullptr) {
 #if defined(KVIK_AMX)
     if constexpr (sizeof(typename F::act) == 2) {
