@@ -84,14 +84,12 @@ static void linear_of(const LinearArgs& args, ActForm form, int64_t panel_begin,
 // K-blocks unpacked at a time, and rows whose sums are kept meanwhile: both stay in the first cache.
 constexpr int64_t UNPACKED = 8, SUM_ROWS = 192;
 
-// Unpack K-blocks first .. first + count of a panel, asking for what the stream of packed weights brings next.
+// Unpack K-blocks first .. first + count of a panel.
 template <bool INT4>
 KVIK_INLINE void unpack_blocks(const kvik::Matrix& weights, int64_t panel, int64_t first, int64_t count, char* blocks,
                                float* scales) {
     for (int64_t k = 0; k < count; k++) {
         const char* packed = weights.panel(panel) + (first + k) * weights.block_bytes();
-        for (int64_t line = 0; line < weights.block_bytes(); line += 64)
-            __builtin_prefetch(packed + STREAM_AHEAD + line, 0, 3);
         if constexpr (INT4) {
             unpack_int4(packed, blocks + k * BF16_BLOCK_BYTES);
             scales_of_int4(packed, scales + k * PANEL);
@@ -112,10 +110,12 @@ KVIK_INLINE void quantized_panel(const LinearArgs& args, int64_t panel, int64_t 
     for (int64_t first = 0; first < args.weights.kblocks; first += UNPACKED) {
         const int64_t left = args.weights.kblocks - first, count = left < UNPACKED ? left : UNPACKED;
         unpack_blocks<INT4>(args.weights, panel, first, count, blocks, scales);
+        // While these are multiplied, the packed weights that come next arrive: one line with every pair of inputs.
+        const char* next = args.weights.panel(panel) + (first + count) * args.weights.block_bytes();
         in_pieces<Bf16>(rows, [&](int64_t r, int piece) {
             panel_product<Bf16, MODE>(piece, act + r * args.act_stride + first * KBLOCK, args.act_stride,
-                                      InOrder{blocks, BF16_BLOCK_BYTES}, count, NothingAhead{},
-                                      sums + r * PANEL, PANEL, scales);
+                                      InOrder{blocks, BF16_BLOCK_BYTES}, count,
+                                      r == 0 ? Ahead{next, 64} : Ahead{blocks, 0}, sums + r * PANEL, PANEL, scales);
         });
     }
     if (INT4) return;
