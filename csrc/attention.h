@@ -141,7 +141,7 @@ KVIK_INLINE void score_groups(const AttendArgs& args, const Groups& groups, int6
             float* scores = s.scores + r * args.partition + g * GROUP;
             if (is_int8)
                 panel_product<F>(piece, q + r * dims, dims, InOrder{s.blocks, BF16_BLOCK_BYTES}, kblocks,
-                                 NothingAhead{}, scores, args.partition);
+                                 Ahead{groups(g + 1 < count ? g + 1 : g), 64}, scores, args.partition);
             else
                 panel_product<F>(piece, q + r * dims, dims, InOrder{keys, F::BLOCK_BYTES}, kblocks,
                                  Ahead{keys + args.kv.keys_bytes(), 128}, scores, args.partition);
