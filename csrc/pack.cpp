@@ -47,11 +47,15 @@ void pack_block(const T* const* rows, int64_t first, int64_t count, char* block)
     }
 }
 
-// To whole numbers, ties to even, within [low, high].
-int32_t quantize(float x, float inverse, int32_t low, int32_t high) {
-    int32_t q = static_cast<int32_t>(__builtin_rintf(x * inverse));
-    return q < low ? low : (q > high ? high : q);
+// To whole numbers, ties to even, within [low, high]; NaN, which has none, to low.
+int32_t quantize(float x, float inverse, float low, float high) {
+    float q = __builtin_rintf(x * inverse);
+    if (!(q >= low)) q = low;
+    return static_cast<int32_t>(q > high ? high : q);
 }
+
+// 0 for the inverse of 0, and of a scale so small that float32 cannot hold its inverse.
+float finite(float inverse) { return std::isinf(inverse) ? 0.0f : inverse; }
 
 // The rule of kvik/runners/reference/quantized.py: a scale for each output, of its largest weight.
 void pack_int8(const Matrix& matrix, int64_t panel, const float* const* rows, int64_t columns) {
@@ -59,7 +63,7 @@ void pack_int8(const Matrix& matrix, int64_t panel, const float* const* rows, in
         if (!rows[c]) continue;
         float top = 0;
         for (int64_t k = 0; k < columns; k++) top = std::max(top, std::fabs(rows[c][k]));
-        const float inverse = top > 0 ? 127.0f / top : 0.0f;
+        const float inverse = finite(127.0f / top);
         matrix.scales[panel * PANEL + c] = top / 127.0f;
         for (int64_t k = 0; k < columns; k++)
             matrix.panel(panel)[k / KBLOCK * matrix.block_bytes() + int8_offset(c, k % KBLOCK)] =
@@ -81,7 +85,7 @@ void pack_int4(const Matrix& matrix, int64_t panel, const float* const* rows, in
             for (int64_t k = 0; k < count; k++)
                 if (std::fabs(x[k]) > std::fabs(top)) top = x[k];
             scales[c] = to_bf16(top / -8.0f);
-            const float scale = bits_to_float(uint32_t(scales[c]) << 16), inverse = scale != 0 ? 1.0f / scale : 0.0f;
+            const float scale = bits_to_float(uint32_t(scales[c]) << 16), inverse = finite(1.0f / scale);
             for (int64_t k = 0; k < KBLOCK; k++) {
                 const int32_t q = k < count ? quantize(x[k], inverse, -8, 7) : 0;
                 uint32_t& word = words[int4_word(c, k)];

@@ -83,7 +83,8 @@ KVIK_INLINE float quantize_head(const float* x, int64_t dim, int8_t* q) {
         float size = __builtin_fabsf(x[d]);
         top = size > top ? size : top;
     }
-    const float inverse = top > 0 ? 127.0f / top : 0.0f;
+    float inverse = 127.0f / top;
+    if (!(inverse <= 3.4028235e38f)) inverse = 0;  // of 0, or too large for a float
     for (int64_t d = 0; d < dim; d++) {
         float v = __builtin_rintf(x[d] * inverse);
         q[d] = static_cast<int8_t>(v > 127 ? 127 : (v < -127 ? -127 : v));

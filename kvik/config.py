@@ -59,8 +59,9 @@ class ModelOptions:
     )
     weights: str = option(
         "auto",
-        "Form of the weights in memory. auto keeps bf16 and f32 as stored and holds f16 as bf16.",
-        choices=("auto", "bf16", "f32"),
+        "Form of the weights in memory. auto keeps bf16 and f32 as stored and holds f16 as bf16. int8 (one scale per "
+        "output) and int4 (one per 32 inputs) quantize every matrix on load, by rounding to nearest.",
+        choices=("auto", "bf16", "f32", "int8", "int4"),
     )
     max_model_len: int | None = option(
         None, "Longest prompt plus answer of one request, in tokens. Default: what the model was trained for.", low=1
@@ -75,7 +76,9 @@ class CacheOptions:
     """The KV cache: how large, how divided, how shared."""
 
     kv_dtype: str = option(
-        "auto", "Form of keys and values. auto is f32 for f32 weights, otherwise bf16.", choices=("auto", "bf16", "f32")
+        "auto",
+        "Form of keys and values. auto is f32 for f32 weights, otherwise bf16. int8 has a scale per token and head.",
+        choices=("auto", "bf16", "f32", "int8"),
     )
     block_size: int = option(32, "Tokens in one KV block; a multiple of 32.", low=32)
     kv_cache_memory: int | None = option(

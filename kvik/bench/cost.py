@@ -10,22 +10,22 @@ import math
 from dataclasses import dataclass
 
 from kvik.checkpoint.spec import DecoderSpec
-
-ELEMENT_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
+from kvik.runners.forms import kv_head_bytes, tensor_bytes
+from kvik.runners.runner import kv_form, weight_form
 
 
 @dataclass(frozen=True)
 class Forms:
-    """How weights, keys and values are held: bf16 or f32, with `auto` resolved."""
+    """How weights (bf16, f32, int8, int4), keys and values (bf16, f32, int8) are held, with `auto` resolved."""
 
     weights: str
     kv: str
 
     @classmethod
     def resolve(cls, spec: DecoderSpec, weights: str, kv_dtype: str) -> Forms:
-        """What `auto` stands for: bf16 and f32 as stored, f16 as bf16; the KV cache follows the weights."""
-        held = weights if weights != "auto" else "f32" if spec.dtype == "f32" else "bf16"
-        return cls(held, held if kv_dtype == "auto" else kv_dtype)
+        """What `auto` stands for beside the other option and what is stored."""
+        held = weight_form(weights, spec.dtype)
+        return cls(held, kv_form(kv_dtype, held))
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class Cost:
     forms: Forms
 
     def weight_bytes(self) -> int:
-        """Bytes of all weights, a tied head counted once."""
-        return self.spec.num_parameters() * ELEMENT_BYTES[self.forms.weights]
+        """Bytes of all weights with their scales, a tied head counted once."""
+        return sum(tensor_bytes(shape, self.forms.weights) for shape in self.spec.tensor_shapes().values())
 
     def streamed_weight_bytes(self) -> int:
         """Bytes of weights that one step reads: all but an embedding that is not also the head."""
-        unread = 0 if self.spec.tied_head else self.spec.vocab_size * self.spec.hidden_size
-        return (self.spec.num_parameters() - unread) * ELEMENT_BYTES[self.forms.weights]
+        embed = (self.spec.vocab_size, self.spec.hidden_size)
+        return self.weight_bytes() - (0 if self.spec.tied_head else tensor_bytes(embed, self.forms.weights))
 
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values of one token over all layers."""
         return self.spec.num_layers * self._layer_kv_bytes()
 
     def _layer_kv_bytes(self) -> int:
-        return 2 * self.spec.num_kv_heads * self.spec.head_dim * ELEMENT_BYTES[self.forms.kv]
+        return self.spec.num_kv_heads * kv_head_bytes(self.spec.head_dim, self.forms.kv)
 
     def attended(self, seq_len: int) -> int:
         """Token-layers that the last token of a sequence of this length attends to, itself included."""

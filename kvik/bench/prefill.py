@@ -54,8 +54,8 @@ class PrefillWorkload:
 
 
 def peak_of_form(peaks: Mapping[str, float], form: str) -> float:
-    """The matrix peak that bounds weights of this form; bf16 products may also be computed as f32."""
-    usable = ("bf16", "f32") if form == "bf16" else ("f32",)
+    """The matrix peak that bounds weights of this form: narrow weights may be widened to any form that is computed."""
+    usable = {"f32": ("f32",), "bf16": ("bf16", "f32")}.get(form, ("int8", "bf16", "f32"))
     return max(rate for name, rate in peaks.items() if name in usable)
 
 

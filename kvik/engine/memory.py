@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from kvik.checkpoint.spec import DecoderSpec
 from kvik.config import CacheOptions, EngineConfig
 from kvik.errors import ConfigError, NotEnoughMemoryError
-from kvik.runners.runner import Runner
+from kvik.runners.forms import kv_head_bytes, padded, tensor_bytes
+from kvik.runners.runner import Runner, kv_form, weight_form
 
-BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 MIN_MARGIN = 256 * 2**20
 MARGIN_FRACTION = 0.10
 MAX_SLOTS = 2**31 - 1
@@ -39,19 +39,15 @@ class ModelFigures:
     @classmethod
     def of_spec(cls, name: str, spec: DecoderSpec, config: EngineConfig, backend: str) -> ModelFigures:
         """Figures of a model that is not loaded. The reference runner holds everything as float32; the native one pads
-        heads to multiples of 32.
+        heads, and the sides of quantized matrices, to multiples of 32.
         """
-        weights_form = config.model.weights
-        if weights_form == "auto":
-            weights_form = spec.dtype
-        kv_form = config.cache.kv_dtype
-        if kv_form == "auto":
-            kv_form = "f32" if weights_form == "f32" else "bf16"
+        held = weight_form(config.model.weights, spec.dtype)
+        kv = kv_form(config.cache.kv_dtype, held)
         if backend == "reference":
-            weights_form = kv_form = "f32"
-        head_dim = blocks_for(spec.head_dim, NATIVE_PANEL) * NATIVE_PANEL if backend == "native" else spec.head_dim
-        per_token = 2 * spec.num_layers * spec.num_kv_heads * head_dim * BYTES[kv_form]
-        weights = spec.num_parameters() * BYTES[weights_form]
+            held = kv = "f32"
+        panel = NATIVE_PANEL if backend == "native" else 1
+        per_token = spec.num_layers * spec.num_kv_heads * kv_head_bytes(padded(spec.head_dim, panel), kv)
+        weights = weight_bytes(spec, held, panel if held in ("int8", "int4") else 1)
         return cls(name, weights, per_token, activation_bytes(spec, config), spec.max_position)
 
     @classmethod
@@ -60,6 +56,12 @@ class ModelFigures:
         weights = runner.memory().weights
         per_token = runner.kv_bytes_per_token()
         return cls(name, weights, per_token, activation_bytes(spec, config), spec.max_position, loaded=True)
+
+
+def weight_bytes(spec: DecoderSpec, form: str, panel: int) -> int:
+    """Bytes of all weights in this form, the sides of matrices padded to multiples of `panel`."""
+    shapes = spec.tensor_shapes().values()
+    return sum(tensor_bytes([padded(n, panel) for n in shape] if len(shape) == 2 else shape, form) for shape in shapes)
 
 
 def activation_bytes(spec: DecoderSpec, config: EngineConfig) -> int:

@@ -31,13 +31,25 @@ class KernelChoice:
 
 
 def weight_form(weights: str, stored: str) -> str:
-    """The form, bf16 or f32, in which weights stored as bf16, f16 or f32 are held under the option `weights`.
+    """The form in which weights stored as bf16, f16 or f32 are held under the option `weights`.
 
-    auto keeps bf16 and f32 as stored and holds f16 as bf16.
+    auto keeps bf16 and f32 as stored and holds f16 as bf16. bf16, f32, int8 and int4 are what they say; the last two
+    quantize every matrix, the embedding and the head included, straight from what is stored, and hold norms and biases
+    as float32.
     """
     if weights != "auto":
         return weights
     return "f32" if stored == "f32" else "bf16"
+
+
+def kv_form(kv_dtype: str, held: str) -> str:
+    """The form in which a fast runner holds keys and values under the option `kv_dtype`, beside weights held as `held`.
+
+    auto is f32 for f32 weights and bf16 otherwise, quantized weights included.
+    """
+    if kv_dtype != "auto":
+        return kv_dtype
+    return "f32" if held == "f32" else "bf16"
 
 
 class Runner(Protocol):

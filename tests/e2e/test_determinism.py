@@ -55,7 +55,7 @@ class Needle:
     params: SamplingParams
 
 
-def make_engine(backend: str, condition: Condition) -> Engine:
+def make_engine(backend: str, condition: Condition, **forms: str) -> Engine:
     kind = {"backend": "reference"} if backend == "reference" else {"backend": "native", "isa": backend}
     config = EngineConfig.from_options(
         model=MODEL,
@@ -67,6 +67,7 @@ def make_engine(backend: str, condition: Condition) -> Engine:
         kv_cache_memory="64MiB",
         block_size=32,
         **kind,
+        **forms,
     )
     return build_engine(config)
 
@@ -145,14 +146,16 @@ def run_alone(engine: Engine, needles: list[Needle]) -> list[tuple[Any, ...]]:
     return [run_together(engine, [needle], random.Random(0))[0] for needle in needles]
 
 
-def trials(backend: str, conditions: list[Condition], seed: int, count: int = 64) -> Iterator[tuple[Condition, int]]:
+def trials(
+    backend: str, conditions: list[Condition], seed: int, count: int = 64, **forms: str
+) -> Iterator[tuple[Condition, int]]:
     """The trials that fail: condition and number of the request."""
     needles = random_needles(seed, count)
-    engine = make_engine(backend, Condition(chunk=512))
+    engine = make_engine(backend, Condition(chunk=512), **forms)
     alone = run_alone(engine, needles)
     engine.close()
     for condition in conditions:
-        engine = make_engine(backend, condition)
+        engine = make_engine(backend, condition, **forms)
         together = run_together(engine, needles, random.Random(seed), preempt=condition.preempt)
         stats = engine.stats()
         assert (stats.prompt_tokens_cached > 0) == condition.prefix_caching
@@ -172,6 +175,12 @@ def test_bytes_do_not_depend_on_anything_else(chunk: int, threads: int) -> None:
 def test_bytes_do_not_depend_on_anything_else_on_the_other_paths(backend: str) -> None:
     conditions = [Condition(16, 2, prefix_caching=True, preempt=True), Condition(64, 1)]
     assert list(trials(backend, conditions, seed=7, count=12 if backend == "reference" else 24)) == []
+
+
+@pytest.mark.parametrize("forms", [{"weights": "int8"}, {"weights": "int4"}, {"kv_dtype": "int8"}], ids=str)
+def test_bytes_of_quantized_forms_do_not_depend_on_anything_else(forms: dict[str, str]) -> None:
+    conditions = [Condition(16, 2, prefix_caching=True, preempt=True), Condition(64, 1)]
+    assert list(trials(BACKENDS[0], conditions, seed=9, count=32 if NATIVE else 12, **forms)) == []
 
 
 @pytest.mark.slow

@@ -11,6 +11,14 @@ from kvik.errors import KvikError
 from kvik.runners.reference import ReferenceRunner
 from kvik.runners.runner import Runner
 
+QUANTIZED = {
+    "int8": {"weights": "int8", "kv_dtype": "bf16"},
+    "int4": {"weights": "int4", "kv_dtype": "bf16"},
+    "int8 KV": {"weights": "bf16", "kv_dtype": "int8"},
+    "int8, int8 KV": {"weights": "int8", "kv_dtype": "int8"},
+}
+"""Options of the quantized forms; what is not quantized is bf16."""
+
 
 def runner_kinds() -> list[Any]:
     """`reference`, then the native instruction sets; those that cannot run are there as skipped tests."""

@@ -7,21 +7,17 @@ tests are skipped.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 from oracle import greedy, plan_for
-from tokenizers import Tokenizer
+from trained import DATA, MODELS, encoded_pieces, score
 
 from kvik.checkpoint import open_checkpoint
 from kvik.runners.runner import Runner
-from kvik.step import ScorePlan, as_int32
+from kvik.step import as_int32
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
-MODELS = ("stories260K", "babyllama-tok361")
 BOS, EOS = 1, 2
 NLL_RELATIVE = 1e-6
 """The reference comes within 1.2e-7 of the records."""
@@ -65,30 +61,11 @@ def test_greedy_answers_are_the_golden_ones(model: str, new_runner: NewRunner) -
         assert continue_greedily(runner, case["prompt_ids"], context) == case["greedy_ids"], case["prompt"]
 
 
-def pieces_of_text(which: str) -> Iterator[str]:
-    """The pieces a record's figure was taken on, cut from the file it names."""
-    if which.startswith("tinystories_sample_cs336"):
-        text = (DATA / "evaltext" / "tinystories_sample_cs336.txt").read_text()
-        yield from (piece.strip() for piece in text.split("<|endoftext|>") if len(piece) > 100)
-        return
-    text = (DATA / "evaltext" / "tinystories_valid_sample.txt").read_text().replace("<|endoftext|>", "\n")
-    yield from [line.strip() for line in text.split("\n") if len(line) > 200][:20]
-
-
-def score(runner: Runner, ids: list[int], context: int) -> float:
-    """Sum of the negative log-likelihoods of ids[1:]."""
-    targets = as_int32(ids[1:])
-    scored = ScorePlan(indices=as_int32(range(len(targets))), targets=targets, num_top=np.zeros_like(targets))
-    plan = plan_for([ids], {0: (0, len(ids))}, [as_int32(range(context // 32))], score=scored)
-    return -float(runner.run(plan).scored.logprobs.astype(np.float64).sum())
-
-
 @pytest.mark.parametrize("which", ["tinystories_sample_cs336", "tinystories_valid_sample(first 20 paras>200ch)"])
 @pytest.mark.parametrize("model", MODELS)
 def test_texts_score_as_recorded(model: str, which: str, new_runner: NewRunner) -> None:
     runner, context = ready(new_runner(), model)
-    tokenizer = Tokenizer.from_file(str(DATA / "models" / model / "hf" / "tokenizer.json"))
-    pieces = [tokenizer.encode(piece).ids[:context] for piece in pieces_of_text(which)]
+    pieces = encoded_pieces(model, which, context)
     recorded = golden(model)["eval"][which]
     predicted = sum(len(ids) - 1 for ids in pieces)
     assert predicted == recorded["tokens"]

@@ -19,7 +19,7 @@ from kvik.errors import BackendError, NotEnoughMemoryError
 from kvik.runners.native.library import FORMS, ROLES, SpecStruct, address, as_contiguous, call, load_library
 from kvik.runners.native.machine import available, best_isa
 from kvik.runners.native.marshal import Answer, plan_struct
-from kvik.runners.runner import KernelChoice, MemoryUse, weight_form
+from kvik.runners.runner import KernelChoice, MemoryUse, kv_form, weight_form
 from kvik.step import Float32, StepPlan, StepResult
 
 
@@ -60,8 +60,7 @@ class NativeRunner:
         self.close()
         spec = checkpoint.spec
         form = weight_form(self._weights, spec.dtype)
-        kv_form = self._kv_dtype if self._kv_dtype != "auto" else ("f32" if form == "f32" else "bf16")
-        self._model = self._create(spec, form, kv_form)
+        self._model = self._create(spec, form, kv_form(self._kv_dtype, form))
         self._spec = spec
         for name in spec.tensor_shapes():
             tensor = checkpoint.tensor(name)
@@ -74,7 +73,7 @@ class NativeRunner:
             )
             checkpoint.release(name)
 
-    def _create(self, spec: DecoderSpec, form: str, kv_form: str) -> int:
+    def _create(self, spec: DecoderSpec, form: str, kv: str) -> int:
         inv_freq = spec.rope.inv_freq(spec.head_dim)
         windows = np.array([spec.window(layer) for layer in range(spec.num_layers)], np.int32)
         struct: Any = SpecStruct()
@@ -82,7 +81,7 @@ class NativeRunner:
             setattr(struct, name, getattr(spec, name))
         for name in ("head_dim", "qkv_bias", "o_bias", "qk_norm", "tied_head", "rms_norm_eps"):
             setattr(struct, name, getattr(spec, name))
-        struct.weight_form, struct.kv_form = FORMS[form], FORMS[kv_form]
+        struct.weight_form, struct.kv_form = FORMS[form], FORMS[kv]
         struct.naive_attention = self._options.attention == "naive"
         struct.threads = self._options.threads or default_threads()
         struct.rope_attention_factor = spec.rope.attention_factor

@@ -3,6 +3,7 @@
     keys, values: float32 [layers, blocks, block_size, kv_heads, head_dim]
     slot of position p = block_table[p // block_size] * block_size + p % block_size
 
+They hold what the cache's form would keep: all of it, its bf16, or its int8 with one scale per token and head.
 A row's positions may lie in any blocks in any order. This file knows nothing of attention, of who owns a block or of
 why one is copied; it refuses slots outside the cache, since a wrong table would otherwise read another request.
 """
@@ -11,23 +12,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvik.checkpoint.checkpoint import float32_to_bf16
+from kvik.runners.reference.quantized import KEPT
 from kvik.step import Float32, Int32, Int64
 
 
-def round_to_bf16(values: Float32) -> Float32:
-    """The nearest bf16 of each value, held as float32."""
-    return (float32_to_bf16(values).astype(np.uint32) << 16).view(np.float32)
-
-
 class KVCache:
-    """Keys and values of every layer. `rounded` keeps what a bf16 cache would keep."""
+    """Keys and values of every layer, as a cache of this form (f32, bf16 or int8) keeps them."""
 
     def __init__(
-        self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, *, rounded: bool
+        self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, *, form: str
     ) -> None:
         shape = (num_layers, num_blocks, block_size, num_kv_heads, head_dim)
-        self.num_blocks, self.block_size, self._rounded = num_blocks, block_size, rounded
+        self.num_blocks, self.block_size, self._kept = num_blocks, block_size, KEPT[form]
         self._keys = np.zeros(shape, np.float32)
         self._values = np.zeros(shape, np.float32)
 
@@ -54,8 +50,8 @@ class KVCache:
     def write(self, layer: int, slots: Int64, keys: Float32, values: Float32) -> None:
         """Store [t, kv_heads, head_dim] keys and values at t slots."""
         block, offset = np.divmod(slots, self.block_size)
-        self._keys[layer, block, offset] = round_to_bf16(keys) if self._rounded else keys
-        self._values[layer, block, offset] = round_to_bf16(values) if self._rounded else values
+        self._keys[layer, block, offset] = self._kept(keys)
+        self._values[layer, block, offset] = self._kept(values)
 
     def read(self, layer: int, slots: Int64) -> tuple[Float32, Float32]:
         """Keys and values [n, kv_heads, head_dim] at n slots, copied together in the order of the slots."""

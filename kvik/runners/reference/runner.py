@@ -1,8 +1,9 @@
 """ReferenceRunner: executes StepPlans with the numpy decoder, one row after another.
 
 Each row is computed as if it were alone, so what a row produces cannot depend on its neighbours; and since the decoder
-treats tokens one by one, not on chunking either. Weights and KV are held as float32; asking for bf16 rounds their
-values to bf16 and still computes in float32, which is what a bf16 model with perfect arithmetic would answer.
+treats tokens one by one, not on chunking either. Weights and KV are held as float32; asking for bf16, int8 or int4
+replaces their values by what that form keeps and still computes in float32, which is what such a model with perfect
+arithmetic would answer.
 This file knows nothing of how a token is drawn from logits, nor of policy.
 """
 
@@ -18,28 +19,30 @@ from kvik.errors import ConfigError, NotEnoughMemoryError
 from kvik.runners.reference import sampling
 from kvik.runners.reference.attention import attend
 from kvik.runners.reference.decoder import Decoder
-from kvik.runners.reference.kv_cache import KVCache, round_to_bf16
+from kvik.runners.reference.kv_cache import KVCache
+from kvik.runners.reference.quantized import kept_weight
 from kvik.runners.runner import KernelChoice, MemoryUse, weight_form
 from kvik.step import Float32, StepPlan, StepResult
 
-FORMS = ("auto", "f32", "bf16")
+FORMS = {"weights": ("auto", "f32", "bf16", "int8", "int4"), "kv_dtype": ("auto", "f32", "bf16", "int8")}
 
 
 class ReferenceRunner:
     """The Runner protocol in plain numpy. `options.attention` may be flash or naive: both are the same here.
 
-    weights: auto holds bf16 and f32 exactly and rounds f16 to bf16; f32 holds all exactly; bf16 rounds.
-    kv_dtype: auto and f32 hold float32; bf16 rounds.
+    weights: auto holds bf16 and f32 exactly and rounds f16 to bf16; f32 holds all exactly; bf16 rounds; int8 and int4
+    quantize every matrix (`quantized.py`).
+    kv_dtype: auto and f32 hold float32; bf16 rounds; int8 quantizes each token's key and value, head by head.
     Raises ConfigError for any other form.
     """
 
     def __init__(self, options: RunnerOptions, *, weights: str = "auto", kv_dtype: str = "auto") -> None:
         for name, value in (("weights", weights), ("kv_dtype", kv_dtype)):
-            if value not in FORMS:
-                raise ConfigError(f"{name} is {value!r}; the reference runner holds one of {', '.join(FORMS)}")
+            if value not in FORMS[name]:
+                raise ConfigError(f"{name} is {value!r}; the reference runner holds one of {', '.join(FORMS[name])}")
         self._options = options
         self._weights = weights
-        self._round_kv = kv_dtype == "bf16"
+        self._kv_form = "f32" if kv_dtype == "auto" else kv_dtype
         self._weight_bytes = 0
         self._decoder: Decoder | None = None
         self._cache: KVCache | None = None
@@ -56,11 +59,11 @@ class ReferenceRunner:
         """Take every weight as float32. Raises CheckpointError, NotEnoughMemoryError."""
         spec = checkpoint.spec
         require_memory(spec.num_parameters() * 4, f"the float32 weights of {checkpoint.name}", "use a smaller model")
-        rounded = weight_form(self._weights, spec.dtype) == "bf16" and spec.dtype != "bf16"
+        form = weight_form(self._weights, spec.dtype)
         weights: dict[str, Float32] = {}
         for name in spec.tensor_shapes():
-            values = checkpoint.tensor(name).float32()
-            weights[name] = round_to_bf16(values) if rounded else values
+            tensor = checkpoint.tensor(name)
+            weights[name] = tensor.float32() if tensor.dtype == form else kept_weight(tensor.float32(), form)
             checkpoint.release(name)
         self._decoder, self._cache = Decoder(spec, weights), None
         self._weight_bytes = sum(w.nbytes for w in weights.values())
@@ -75,7 +78,7 @@ class ReferenceRunner:
         needed = num_blocks * block_size * self.kv_bytes_per_token()
         require_memory(needed, f"{num_blocks} KV blocks of {block_size} tokens", "lower kv_cache_memory")
         self._cache = KVCache(
-            spec.num_layers, num_blocks, block_size, spec.num_kv_heads, spec.head_dim, rounded=self._round_kv
+            spec.num_layers, num_blocks, block_size, spec.num_kv_heads, spec.head_dim, form=self._kv_form
         )
 
     def run(self, plan: StepPlan) -> StepResult:

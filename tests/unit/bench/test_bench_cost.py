@@ -26,6 +26,12 @@ def test_auto_forms_follow_the_checkpoint() -> None:
     assert Forms.resolve(replace(QWEN, dtype="f32"), "bf16", "f32") == Forms("bf16", "f32")
 
 
+def test_keys_and_values_beside_quantized_weights_are_bf16() -> None:
+    assert Forms.resolve(QWEN, "int4", "auto") == Forms("int4", "bf16")
+    assert Forms.resolve(replace(QWEN, dtype="f32"), "int8", "auto") == Forms("int8", "bf16")
+    assert Forms.resolve(QWEN, "auto", "int8") == Forms("bf16", "int8")
+
+
 def test_a_tied_head_is_streamed_once() -> None:
     assert LAYER == 15_728_640
     assert BF16.streamed_weight_bytes() == BF16.weight_bytes() == 2 * (28 * LAYER + NORMS + HEAD)
@@ -35,6 +41,14 @@ def test_an_untied_embedding_is_held_but_not_streamed() -> None:
     cost = Cost(replace(QWEN, tied_head=False), Forms("f32", "f32"))
     assert cost.weight_bytes() == 4 * (28 * LAYER + NORMS + 2 * HEAD)
     assert cost.streamed_weight_bytes() == 4 * (28 * LAYER + NORMS + HEAD)
+
+
+def test_scales_are_streamed_with_the_weights() -> None:
+    rows = 28 * (2048 + 3 * 1024 + 2 * 3072 + 1024)
+    eight = Cost(replace(QWEN, tied_head=False), Forms("int8", "int8"))
+    assert eight.streamed_weight_bytes() == 28 * LAYER + HEAD + 4 * (rows + 151936) + 4 * NORMS
+    assert Cost(QWEN, Forms("int4", "int8")).streamed_weight_bytes() == (28 * LAYER + HEAD) * 9 // 16 + 4 * NORMS
+    assert eight.kv_bytes_per_token() == 28 * 8 * 2 * (128 + 4)
 
 
 def test_kv_of_a_token() -> None:
@@ -73,3 +87,5 @@ def test_the_peak_that_bounds_a_form() -> None:
     assert peak_of_form(peaks, "f32") == 3.0
     assert peak_of_form(peaks, "bf16") == 3.0
     assert peak_of_form({**peaks, "bf16": 5.0}, "bf16") == 5.0
+    assert peak_of_form(peaks, "int8") == peak_of_form(peaks, "int4") == 9.0
+    assert peak_of_form({"f32": 3.0, "bf16": 5.0}, "int4") == 5.0

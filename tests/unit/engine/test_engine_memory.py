@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from kvik.config import EngineConfig
 from kvik.engine.free_memory import available_memory
 from kvik.engine.memory import MIN_MARGIN, ModelFigures, activation_bytes, human, plan_memory
 from kvik.errors import ConfigError, NotEnoughMemoryError
+from kvik.runners.choose import create_runner
+from kvik.runners.native import available
 
 GIB = 2**30
 MODEL = ModelFigures("toy", weights=GIB, kv_bytes_per_token=1024, activations=2**20, max_position=4096)
@@ -90,6 +93,43 @@ def test_figures_before_loading(options: dict[str, str], backend: str, weights: 
     assert figures.weights == spec.num_parameters() * weights
     assert figures.kv_bytes_per_token == 2 * 28 * 8 * 128 * per_token
     assert figures.activations == activation_bytes(spec, config())
+
+
+MATRICES = 28 * (1024 * (2048 + 1024 + 1024) + 2048 * 1024 + 3 * 1024 * 3072) + 151936 * 1024
+ROWS = 28 * (2048 + 1024 + 1024 + 1024 + 2 * 3072 + 1024) + 151936
+NORMS = 28 * (2 * 1024 + 2 * 128) + 1024
+
+
+@pytest.mark.parametrize(
+    ("weights", "matrices"), [("int8", MATRICES + 4 * ROWS), ("int4", MATRICES // 2 + 2 * MATRICES // 32)]
+)
+def test_figures_of_quantized_weights(weights: str, matrices: int) -> None:
+    spec = open_checkpoint("dummy:qwen3-0.6b").spec
+    figures = ModelFigures.of_spec("q", spec, config(weights=weights), "native")
+    assert figures.weights == matrices + 4 * NORMS
+    assert figures.kv_bytes_per_token == 2 * 28 * 8 * 128 * 2
+    assert ModelFigures.of_spec("q", spec, config(weights=weights), "reference").weights == 4 * spec.num_parameters()
+
+
+def test_figures_of_int8_keys_and_values() -> None:
+    spec = replace(open_checkpoint("dummy:qwen3-0.6b").spec, head_dim=80)
+    per_token = ModelFigures.of_spec("q", spec, config(kv_dtype="int8"), "native").kv_bytes_per_token
+    assert per_token == 28 * 8 * 2 * (96 + 4)
+
+
+@pytest.mark.skipif(not available(), reason="the native runner was not built")
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_figures_before_loading_are_those_of_the_loaded_model(weights: str, kv_dtype: str) -> None:
+    checkpoint = open_checkpoint("dummy:tiny-qwen3")
+    asked = config(weights=weights, kv_dtype=kv_dtype, backend="native")
+    runner = create_runner(asked)
+    runner.load(checkpoint)
+    before = ModelFigures.of_spec("q", checkpoint.spec, asked, "native")
+    loaded = ModelFigures.of_runner("q", checkpoint.spec, asked, runner)
+    runner.close()
+    assert before.kv_bytes_per_token == loaded.kv_bytes_per_token
+    assert before.weights == loaded.weights
 
 
 def test_the_lines_say_what_fits() -> None:

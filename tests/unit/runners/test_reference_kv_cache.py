@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvik.runners.reference.kv_cache import KVCache, round_to_bf16
+from kvik.runners.reference.kv_cache import KVCache
+from kvik.runners.reference.quantized import int8_values, round_to_bf16
 from kvik.step import Float32, as_int32
 
 
-def cache(*, rounded: bool = False) -> KVCache:
-    return KVCache(num_layers=2, num_blocks=5, block_size=4, num_kv_heads=3, head_dim=2, rounded=rounded)
+def cache(form: str = "f32") -> KVCache:
+    return KVCache(num_layers=2, num_blocks=5, block_size=4, num_kv_heads=3, head_dim=2, form=form)
 
 
 def random(tokens: int, seed: int = 0) -> Float32:
@@ -52,12 +53,22 @@ def test_no_copies_change_nothing() -> None:
 
 def test_bf16_keeps_eight_bits_to_nearest_even() -> None:
     assert round_to_bf16(np.array([1.0, 1 + 2**-8, 1 + 3 * 2**-8], np.float32)).tolist() == [1.0, 1.0, 1 + 2**-6]
-    kv, slots = cache(rounded=True), cache().slots(as_int32([0]), 4)
+    kv, slots = cache("bf16"), cache().slots(as_int32([0]), 4)
     kv.write(0, slots, random(4), random(4, seed=1))
     keys, values = kv.read(0, slots)
     assert (keys == round_to_bf16(random(4))).all()
     assert (values == round_to_bf16(random(4, seed=1))).all()
     assert not (keys == random(4)).all()
+
+
+def test_int8_has_a_scale_of_its_own_for_each_token_and_head() -> None:
+    kv, slots = cache("int8"), cache().slots(as_int32([0]), 4)
+    keys = random(4) * np.float32(10.0) ** np.arange(12, dtype=np.float32).reshape(4, 3, 1)
+    kv.write(0, slots, keys, random(4, seed=1))
+    got, values = kv.read(0, slots)
+    assert (got == int8_values(keys)).all()
+    assert (values == int8_values(random(4, seed=1))).all()
+    assert 0 < (np.abs(got - keys) / np.abs(keys).max(axis=-1, keepdims=True)).max() <= 0.5001 / 127
 
 
 def test_size_is_keys_and_values_of_all_layers() -> None:

@@ -13,7 +13,7 @@ from kvik.checkpoint.spec import DecoderSpec, RopeSpec
 from kvik.config import RunnerOptions
 from kvik.errors import ConfigError, NotEnoughMemoryError
 from kvik.runners.reference import ReferenceRunner
-from kvik.runners.reference.kv_cache import round_to_bf16
+from kvik.runners.reference.quantized import round_to_bf16
 from kvik.runners.runner import MemoryUse
 from kvik.step import Float32, StepPlan, as_int32
 
@@ -114,7 +114,7 @@ def test_it_says_what_it_is() -> None:
     assert runner.kernels().chosen.startswith("reference")
 
 
-@pytest.mark.parametrize("wrong", [{"weights": "int4"}, {"kv_dtype": "int8"}])
+@pytest.mark.parametrize("wrong", [{"weights": "int5"}, {"kv_dtype": "int4"}])
 def test_an_unknown_form_is_refused_by_name(wrong: dict[str, str]) -> None:
     ((name, value),) = wrong.items()
     with pytest.raises(ConfigError, match=f"{name} is '{value}'; the reference runner holds one of auto, f32, bf16"):
