@@ -95,38 +95,24 @@ KVIK_INLINE float quantize_head(const float* x, int64_t dim, int8_t* q) {
     return top / 127.0f + sick;
 }
 
-// Write one value of a K-block: (column, input) counted within it.
-KVIK_INLINE void store_float(char* block, int32_t form, int64_t column, int64_t input, float x) {
-    if (form == KVIK_F32)
-        reinterpret_cast<float*>(block)[kvik::f32_offset(column, input)] = x;
-    else
-        reinterpret_cast<uint16_t*>(block)[kvik::bf16_offset(column, input)] = to_bf16(x);
-}
-
-// Scatter one position's key into the columns of its group's panel.
-KVIK_INLINE void store_key(const float* k, const KvLayout& kv, int64_t slot, char* keys) {
+// Store one position's key or value. A key is a column of its group's panel: its dimensions are the inputs. A value is
+// an input of its group's K-blocks: its dimensions are the columns. Either way 32 dimensions are a K-block.
+template <bool IS_KEY>
+KVIK_INLINE void store_head(const float* x, const KvLayout& kv, int64_t slot, char* at) {
     const int64_t bytes = kvik::kblock_bytes(kv.form);
-    if (kv.form == KVIK_INT8) {
-        int8_t q[MAX_HEAD_DIM];
-        reinterpret_cast<float*>(keys + kv.scales_offset())[slot] = quantize_head(k, kv.head_dim, q);
-        for (int64_t d = 0; d < kv.head_dim; d++)
-            keys[d / KBLOCK * bytes + kvik::int8_offset(slot, d % KBLOCK)] = static_cast<char>(q[d]);
-        return;
+    int8_t q[MAX_HEAD_DIM];
+    if (kv.form == KVIK_INT8)
+        reinterpret_cast<float*>(at + kv.scales_offset())[slot] = quantize_head(x, kv.head_dim, q);
+    for (int64_t d = 0; d < kv.head_dim; d++) {
+        char* block = at + d / KBLOCK * bytes;
+        const int64_t column = IS_KEY ? slot : d % KBLOCK, input = IS_KEY ? d % KBLOCK : slot;
+        if (kv.form == KVIK_INT8)
+            block[kvik::int8_offset(column, input)] = static_cast<char>(q[d]);
+        else if (kv.form == KVIK_F32)
+            reinterpret_cast<float*>(block)[kvik::f32_offset(column, input)] = x[d];
+        else
+            reinterpret_cast<uint16_t*>(block)[kvik::bf16_offset(column, input)] = to_bf16(x[d]);
     }
-    for (int64_t d = 0; d < kv.head_dim; d++) store_float(keys + d / KBLOCK * bytes, kv.form, slot, d % KBLOCK, k[d]);
-}
-
-// Store one position's value as one input row of its group's K-blocks.
-KVIK_INLINE void store_value(const float* v, const KvLayout& kv, int64_t slot, char* values) {
-    const int64_t bytes = kvik::kblock_bytes(kv.form);
-    if (kv.form == KVIK_INT8) {
-        int8_t q[MAX_HEAD_DIM];
-        reinterpret_cast<float*>(values + kv.scales_offset())[slot] = quantize_head(v, kv.head_dim, q);
-        for (int64_t d = 0; d < kv.head_dim; d++)
-            values[d / PANEL * bytes + kvik::int8_offset(d % PANEL, slot)] = static_cast<char>(q[d]);
-        return;
-    }
-    for (int64_t d = 0; d < kv.head_dim; d++) store_float(values + d / PANEL * bytes, kv.form, d % PANEL, slot, v[d]);
 }
 
 // q of one token and KV head: norm, rotate, write as activations.
@@ -165,8 +151,8 @@ static void rope_store(const RopeStoreArgs& args, int64_t begin, int64_t end) {
             const int64_t slot = args.positions[t] % GROUP;
             store_queries(args, t, head, cos, sin);
             norm_and_rotate(row + args.k_column + head * dim, dim, args.k_norm, s.rms_norm_eps, cos, sin, rotated);
-            store_key(rotated, kv, slot, keys);
-            store_value(row + args.v_column + head * dim, kv, slot, values);
+            store_head<true>(rotated, kv, slot, keys);
+            store_head<false>(row + args.v_column + head * dim, kv, slot, values);
         }
     }
 }

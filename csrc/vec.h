@@ -33,7 +33,6 @@ typedef int32_t ireg __attribute__((vector_size(REGISTER_BYTES)));
 typedef uint32_t ureg __attribute__((vector_size(REGISTER_BYTES)));
 
 typedef float f32x16 __attribute__((vector_size(64)));
-typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 
@@ -89,7 +88,6 @@ KVIK_INLINE f32x16 select_less(f32x16 a, f32x16 b, f32x16 yes, f32x16 no) {
     return r;
 }
 KVIK_INLINE f32x16 max(f32x16 a, f32x16 b) { return select_less(b, a, a, b); }
-KVIK_INLINE f32x16 min(f32x16 a, f32x16 b) { return select_less(a, b, a, b); }
 
 // Sum and maximum over the lanes, always in the same tree order.
 KVIK_INLINE float sum(f32x16 v) {

@@ -6,7 +6,6 @@ built, else by numpy, and the record says which. This file knows nothing of mode
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from kvik.runners.native.machine import cores
 
 ISA_FLAGS = (
     "sse4_2",
@@ -59,13 +60,6 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "accelerator": None,
     }
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def last_level_cache_bytes() -> int | None:

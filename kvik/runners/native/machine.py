@@ -6,6 +6,7 @@ Asked of the library, never guessed in Python. This file knows nothing of models
 from __future__ import annotations
 
 import ctypes as c
+import os
 from typing import Any
 
 from kvik.errors import BackendError
@@ -15,6 +16,13 @@ from kvik.step import Float32, Int32, SamplePlan, StepPlan, TopLogprobs, as_int3
 
 EMULATED = "amx-emulated"
 """Plain C++ in the place of tile instructions: for tests, never chosen by itself."""
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def available() -> dict[str, str | None]:

@@ -7,7 +7,6 @@ what goes in and says what was chosen. It knows nothing of requests or text.
 from __future__ import annotations
 
 import ctypes as c
-import os
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,10 @@ from kvik.checkpoint.spec import DecoderSpec
 from kvik.config import RunnerOptions
 from kvik.errors import BackendError, NotEnoughMemoryError
 from kvik.runners.native.library import FORMS, ROLES, SpecStruct, address, as_contiguous, call, load_library
-from kvik.runners.native.machine import available, best_isa
+from kvik.runners.native.machine import available, best_isa, cores
 from kvik.runners.native.marshal import Answer, plan_struct
 from kvik.runners.runner import KernelChoice, MemoryUse, kv_form, weight_form
 from kvik.step import Float32, StepPlan, StepResult
-
-
-def default_threads() -> int:
-    """The cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class NativeRunner:
@@ -83,7 +77,7 @@ class NativeRunner:
             setattr(struct, name, getattr(spec, name))
         struct.weight_form, struct.kv_form = FORMS[form], FORMS[kv]
         struct.naive_attention = self._options.attention == "naive"
-        struct.threads = self._options.threads or default_threads()
+        struct.threads = self._options.threads or cores()
         struct.rope_attention_factor = spec.rope.attention_factor
         struct.inv_freq, struct.windows = address(inv_freq), address(windows)
         try:

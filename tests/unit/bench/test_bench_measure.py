@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from kvik.bench.machine import cores, describe, last_level_cache_bytes
+from kvik.bench.machine import describe, last_level_cache_bytes
 from kvik.bench.measure import Repeat, interleaved
+from kvik.runners.native.machine import cores
 
 
 class Lab:
