@@ -7,6 +7,8 @@
 // naive attention.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels.h"
 #include "linear.h"
 #include "rows.h"
@@ -20,36 +22,31 @@ using kvik::CombineItem;
 
 constexpr float NEVER = -__builtin_inff();
 
-// The K-blocks of a run of groups of one sequence and head, found through its block table.
+// K-blocks of a run of groups of one sequence and head: where each group lies, and an offset within it.
 struct Groups {
-    const char* head;  // layer + head offset
-    const int32_t* table;
-    KvLayout kv;
-    int64_t first;   // group index in the sequence
-    int64_t offset;  // within the group
-    KVIK_INLINE const char* operator()(int64_t i) const {
-        int64_t position = (first + i) * GROUP;
-        return head + table[position / kv.block_size] * kv.block_bytes() +
-               position % kv.block_size / GROUP * kv.group_bytes() + offset;
-    }
+    const char* const* at;
+    int64_t offset;
+    KVIK_INLINE const char* operator()(int64_t i) const { return at[i] + offset; }
 };
 
 // Working memory of one attention item.
 template <class F>
 struct Scratch {
-    char* blocks;            // unpacked K-blocks: a group's keys, or 32 dimensions of a partition's values
-    float* value_scales;     // [partition], of an int8 cache
+    const char** groups[2];  // [partition / 32] where the groups of this partition and of the next one lie
+    char* blocks;            // widened K-blocks: a group's keys, or 32 dimensions of a partition's values
     float* scores;           // [rows, partition]
-    typename F::act* probs;  // [rows, partition]
-    float *part, *total;     // [rows, dims] of this partition, of all so far
+    typename F::act* probs;  // [rows, partition], or ActBlocks [partition / 32, rows]
+    int64_t probs_stride;
+    float *part, *total;  // [rows, dims] of this partition, of all so far
     float *part_max, *part_sum, *total_max, *total_sum;
 
     Scratch(Carver& carver, int64_t rows, int64_t partition, int64_t dims) {
+        for (const char**& each : groups) each = carver.take<const char*>(partition / GROUP);
         const int64_t kblocks = dims > partition ? dims / KBLOCK : partition / KBLOCK;
         blocks = carver.take<char>(kblocks * BF16_BLOCK_BYTES);
-        value_scales = carver.take<float>(partition);
         scores = carver.take<float>(rows * partition);
-        probs = carver.take<typename F::act>(rows * partition);
+        probs = carver.take<typename F::act>(rows * partition / F::PER);
+        probs_stride = F::PER == 1 ? partition : rows;
         part = carver.take<float>(rows * dims);
         total = carver.take<float>(rows * dims);
         part_max = carver.take<float>(rows);
@@ -77,41 +74,55 @@ KVIK_INLINE void merge(float& max, float& sum, float* out, float part_max, float
         store(out + c, fma(load(out + c), old_scale, load(part + c) * part_scale));
 }
 
-// Softmax of scores[0 .. width) where only [low, high) may be seen: probabilities, their sum, and the largest score.
-// An int8 value is a whole number times its position's scale; given `value_scales`, these go into the probabilities,
-// and the sum is of them as they were before. Otherwise it is of the probabilities as they are rounded.
-template <class F>
-KVIK_INLINE void softmax_row(float* scores, int64_t width, int64_t low, int64_t high, float scale,
-                             const float* value_scales, typename F::act* probs, float& max, float& total) {
-    for (int64_t i = 0; i < low && i < width; i++) scores[i] = NEVER;
-    for (int64_t i = high > 0 ? high : 0; i < width; i++) scores[i] = NEVER;
-    f32x16 top = splat(NEVER);
-    for (int64_t i = 0; i < width; i += LANES) {
-        // A NaN must win, or a broken row would look sound.
+// What one partition of an item reads: `count` groups from position `begin` on; none, if no query sees any of it.
+struct Span {
+    Groups groups;
+    int64_t count, begin;
+};
+
+alignas(64) constexpr float LANE_NUMBERS[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// Scores times `scale` (and the scales of int8 keys), and the largest of those in [low, high), which alone may be seen.
+KVIK_INLINE float scale_scores(float* scores, const Span& span, int64_t low, int64_t high, float scale,
+                               const Groups* int8_keys) {
+    const f32x16 from = splat(static_cast<float>(low)), to = splat(static_cast<float>(high)), never = splat(NEVER);
+    f32x16 top = never, nothing = {}, at = load(LANE_NUMBERS);
+    for (int64_t i = 0; i < span.count * GROUP; i += LANES) {
         f32x16 v = load(scores + i) * scale;
+        if (int8_keys) v = v * load(reinterpret_cast<const float*>((*int8_keys)(i / GROUP)) + i % GROUP);
+        v = select_less(at, from, never, select_less(at, to, v, never));
         store(scores + i, v);
-        top = v > top ? v : (v == v ? top : v);
+        top = max(top, v);
+        nothing = nothing + (v == v ? f32x16{} : v);
+        at = at + static_cast<float>(LANES);
     }
-    max = largest(top);
-    f32x16 nan_seen = top == top ? f32x16{} : top;
-    float sick = sum(nan_seen);
-    if (sick != sick) max = sick;
+    // A NaN must win, or a broken row would look sound.
+    const float sick = sum(nothing);
+    return sick != sick ? sick : largest(top);
+}
+
+// Softmax of a row of scores where only [low, high) may be seen: probabilities, their sum, and the largest score. An
+// int8 value is a whole number times its position's scale: these go into the probabilities, and the sum is of them as
+// they were before. Otherwise it is of the probabilities as they are rounded.
+template <class F>
+KVIK_INLINE void softmax_row(float* scores, const Span& span, const Groups* value_scales, typename F::act* probs,
+                             int64_t stride, float max, float& total) {
     f32x16 sums = {}, base = splat(max == NEVER ? 0.0f : max);
-    for (int64_t i = 0; i < width; i += LANES) {
-        f32x16 p = exp(load(scores + i) - base);
+    for (int64_t g = 0; g < span.count; g++) {
+        const float* row = scores + g * GROUP;
+        f32x16 left = exp(load(row) - base), right = exp(load(row + LANES) - base);
         if (value_scales) {
-            sums = sums + p;
-            store_act(probs + i, 0, p * load(value_scales + i), ACT_OF_BF16);
-            continue;
+            sums = sums + left + right;
+            const float* scales = reinterpret_cast<const float*>((*value_scales)(g));
+            left = left * load(scales);
+            right = right * load(scales + LANES);
         }
-        if constexpr (sizeof(typename F::act) == 2) {
-            u16x16 rounded = to_bf16(p);
-            store_as(probs + i, rounded);
-            sums = sums + from_bf16(rounded);
+        if constexpr (F::PER == GROUP) {
+            quantize_exactly(left, right, probs[g * stride]);
         } else {
-            if constexpr (F::BLOCK_BYTES == KBLOCK * PANEL * 2) p = from_bf16(to_bf16(p));
-            store(probs + i, p);
-            sums = sums + p;
+            store_act(probs + g * GROUP, 0, left, F::FORM);
+            store_act(probs + g * GROUP, LANES, right, F::FORM);
+            if (!value_scales) sums = sums + load_act(probs + g * GROUP) + load_act(probs + g * GROUP + LANES);
         }
     }
     total = sum(sums);
@@ -122,90 +133,123 @@ KVIK_INLINE int64_t first_seen(int64_t position, int32_t window) {
     return window && position - window + 1 > 0 ? position - window + 1 : 0;
 }
 
-// scores = q x keys, for `count` groups.
+// Where row r of activations starts, and the stride of queries (as in LinearArgs).
 template <class F>
-KVIK_INLINE void score_groups(const AttendArgs& args, const Groups& groups, int64_t count, const typename F::act* q,
-                              int64_t rows, Scratch<F>& s) {
-    const int64_t dims = args.kv.head_dim_padded(), kblocks = args.kv.kblocks();
-    for (int64_t g = 0; g < count; g++) {
-        const char* keys = groups(g);
-        const bool is_int8 = args.kv.form == KVIK_INT8;
-        // The values of a group lie behind its keys and are wanted soon after.
-        if (is_int8) {
-            for (int64_t line = 0; line < args.kv.keys_bytes(); line += 64)
-                __builtin_prefetch(keys + args.kv.keys_bytes() + line, 0, 3);
-            for (int64_t k = 0; k < kblocks; k++)
-                unpack_int8(keys + k * kvik::kblock_bytes(KVIK_INT8), s.blocks + k * BF16_BLOCK_BYTES);
-        }
-        in_pieces<F>(rows, [&](int64_t r, int piece) {
-            float* scores = s.scores + r * args.partition + g * GROUP;
-            if (is_int8)
-                panel_product<F>(piece, q + r * dims, dims, InOrder{s.blocks, BF16_BLOCK_BYTES}, kblocks,
-                                 Ahead{groups(g + 1 < count ? g + 1 : g), 64}, scores, args.partition);
-            else
-                panel_product<F>(piece, q + r * dims, dims, InOrder{keys, F::BLOCK_BYTES}, kblocks,
-                                 Ahead{keys + args.kv.keys_bytes(), 128}, scores, args.partition);
-        });
-        if (!is_int8) continue;
-        const float* scales = reinterpret_cast<const float*>(keys + args.kv.scales_offset());
-        std::memcpy(s.value_scales + g * GROUP, keys + args.kv.keys_bytes() + args.kv.scales_offset(),
-                    GROUP * sizeof(float));
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t c = 0; c < GROUP; c += LANES) {
-                float* at = s.scores + r * args.partition + g * GROUP + c;
-                store(at, load(at) * load(scales + c));
-            }
-    }
+KVIK_INLINE int64_t row_at(int64_t r, int64_t stride) {
+    return F::PER == 1 ? r * stride : r;
+}
+template <class F>
+KVIK_INLINE int64_t query_stride(const AttendArgs& args) {
+    return F::PER == 1 ? args.kv.head_dim_padded() : args.num_tokens * (args.spec->num_heads / args.spec->num_kv_heads);
 }
 
-// part = probabilities x values of `count` groups, 32 dimensions at a time.
-template <class F>
-KVIK_INLINE void weigh_values(const AttendArgs& args, const Groups& groups, int64_t count, int64_t rows,
-                              Scratch<F>& s) {
-    const int64_t dims = args.kv.head_dim_padded();
-    for (int64_t d = 0; d < dims / PANEL; d++) {
-        Groups values = groups;
-        values.offset = args.kv.keys_bytes() + d * kvik::kblock_bytes(args.kv.form);
-        float* part = s.part + d * PANEL;
-        if (args.kv.form == KVIK_INT8)
-            for (int64_t g = 0; g < count; g++) unpack_int8(values(g), s.blocks + g * BF16_BLOCK_BYTES);
-        in_pieces<F>(rows, [&](int64_t r, int piece) {
-            const typename F::act* probs = s.probs + r * args.partition;
-            if (args.kv.form == KVIK_INT8)
-                panel_product<F>(piece, probs, args.partition, InOrder{s.blocks, BF16_BLOCK_BYTES}, count,
-                                 NothingAhead{}, part + r * dims, dims);
-            else
-                panel_product<F>(piece, probs, args.partition, values, count, NothingAhead{}, part + r * dims,
-                                 dims);
-        });
-    }
-}
-
-// One partition: scores, softmax, weighted values into scratch.part. False if no row sees any of it.
-template <class F>
-static bool attend_partition(const AttendArgs& args, const AttendItem& item, const typename F::act* q, int64_t rows,
-                             int64_t partition, Scratch<F>& s) {
-    const int64_t group = args.spec->num_heads / args.spec->num_kv_heads;
-    const int64_t last = args.positions[item.end - 1];
+KVIK_INLINE Span span_of(const AttendArgs& args, const AttendItem& item, int64_t partition, const char** at) {
     const int64_t start = partition * args.partition;
-    int64_t low = first_seen(args.positions[item.begin], args.window), high = last + 1;
+    int64_t low = first_seen(args.positions[item.begin], args.window), high = args.positions[item.end - 1] + 1;
     if (low < start) low = start;
     if (high > start + args.partition) high = start + args.partition;
-    if (low >= high) return false;
-    const int64_t group_begin = low / GROUP, width = kvik::padded(high - group_begin * GROUP), base = group_begin * GROUP;
-    const Groups groups{args.kv_layer + item.kv_head * args.kv.head_bytes(),
-                        args.block_tables + item.row * args.table_width, args.kv, group_begin, 0};
-    const int64_t count = width / GROUP;
-    score_groups<F>(args, groups, count, q, rows, s);
+    if (low > high) low = high;
+    const int64_t begin = low / GROUP * GROUP, count = low < high ? kvik::padded(high - begin) / GROUP : 0;
+    const int32_t* table = args.block_tables + item.row * args.table_width;
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t position = begin + i * GROUP, block = position / args.kv.block_size;
+        at[i] = args.kv_layer + item.kv_head * args.kv.head_bytes() + table[block] * args.kv.block_bytes() +
+                (position - block * args.kv.block_size) / GROUP * args.kv.group_bytes();
+    }
+    return {{at, 0}, count, begin};
+}
+
+// Memory is asked for two groups before it is read, in the order of reading: keys, values, the next span's keys.
+constexpr int64_t GROUPS_AHEAD = 2;
+
+// The first of `bytes` wanted GROUPS_AHEAD after group g of these groups, which are followed by `then`.
+KVIK_INLINE const char* wanted(const Groups& now, int64_t g, int64_t count, const Groups& then, int64_t then_count) {
+    if (g + GROUPS_AHEAD < count) return now(g + GROUPS_AHEAD);
+    const int64_t later = g + GROUPS_AHEAD - count;
+    return later < then_count ? then(later) : now(g);
+}
+
+// scores = q x keys.
+template <class F>
+KVIK_INLINE void score_groups(const AttendArgs& args, const Span& span, const typename F::act* q, int64_t rows,
+                              Scratch<F>& s) {
+    const int64_t kblocks = args.kv.kblocks(), stride = query_stride<F>(args);
+    const int64_t bytes = kvik::kblock_bytes(args.kv.form);
+    const Groups values{span.groups.at, args.kv.keys_bytes()};
+    for (int64_t g = 0; g < span.count; g++) {
+        InOrder keys{span.groups(g), bytes};
+        const Ahead ahead{wanted(span.groups, g, span.count, values, span.count), 128, bytes};
+#if defined(KVIK_AMX)
+        if (args.kv.form == KVIK_INT8) {
+            for (int64_t k = 0; k < kblocks; k++) widen_bytes(keys(k), s.blocks + k * BF16_BLOCK_BYTES);
+            keys = {s.blocks, BF16_BLOCK_BYTES};
+        }
+#endif
+        in_pieces<F>(rows, [&](int64_t r, int piece) {
+            product<F>(piece, q + row_at<F>(r, stride), stride, keys, kblocks, ahead,
+                       s.scores + r * args.partition + g * GROUP, args.partition);
+        });
+    }
+}
+
+// part = probabilities x values.
+template <class F>
+KVIK_INLINE void weigh_values(const AttendArgs& args, const Span& span, const Span& next, int64_t rows,
+                              Scratch<F>& s) {
+    const int64_t dims = args.kv.head_dim_padded(), stride = s.probs_stride;
+    const int64_t bytes = kvik::kblock_bytes(args.kv.form);
+    const Groups values{span.groups.at, args.kv.keys_bytes()};
+    if constexpr (F::PER == GROUP) {
+        std::memset(s.part, 0, rows * dims * sizeof(float));
+        for (int64_t g = 0; g < span.count; g++) {
+            const char* ahead = wanted(values, g, span.count, next.groups, next.count);
+            for (int64_t d = 0; d < dims / PANEL; d++)
+                in_pieces<F>(rows, [&](int64_t r, int piece) {
+                    product<F, CONTINUE>(piece, s.probs + g * stride + r, stride, InOrder{values(g) + d * bytes, 0}, 1,
+                                         Ahead{ahead + d * bytes, 128, 0}, s.part + r * dims + d * PANEL, dims);
+                });
+        }
+        return;
+    }
+    for (int64_t d = 0; d < dims / PANEL; d++) {
+        const Groups blocks{span.groups.at, args.kv.keys_bytes() + d * bytes};
+        float* part = s.part + d * PANEL;
+#if defined(KVIK_AMX)
+        if (args.kv.form == KVIK_INT8) {
+            for (int64_t g = 0; g < span.count; g++) widen_bytes(blocks(g), s.blocks + g * BF16_BLOCK_BYTES);
+            in_pieces<F>(rows, [&](int64_t r, int piece) {
+                product<F>(piece, s.probs + row_at<F>(r, stride), stride, InOrder{s.blocks, BF16_BLOCK_BYTES},
+                           span.count, NothingAhead{}, part + r * dims, dims);
+            });
+            continue;
+        }
+#endif
+        in_pieces<F>(rows, [&](int64_t r, int piece) {
+            product<F>(piece, s.probs + row_at<F>(r, stride), stride, blocks, span.count, NothingAhead{},
+                       part + r * dims, dims);
+        });
+    }
+}
+
+// One partition: scores, softmax, weighted values into scratch.part.
+template <class F>
+static void attend_partition(const AttendArgs& args, const AttendItem& item, const Span& span, const Span& next,
+                             const typename F::act* q, int64_t rows, Scratch<F>& s) {
+    const int64_t group = args.spec->num_heads / args.spec->num_kv_heads;
+    score_groups<F>(args, span, q, rows, s);
+    const Groups key_scales{span.groups.at, args.kv.scales_offset()};
+    const Groups value_scales{span.groups.at, args.kv.keys_bytes() + args.kv.scales_offset()};
+    const bool is_int8 = args.kv.form == KVIK_INT8;
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(args.spec->head_dim));
     for (int64_t r = 0; r < rows; r++) {
         const int64_t position = args.positions[item.begin + r / group];
-        softmax_row<F>(s.scores + r * args.partition, width, first_seen(position, args.window) - base,
-                       position + 1 - base, scale, args.kv.form == KVIK_INT8 ? s.value_scales : nullptr,
-                       s.probs + r * args.partition, s.part_max[r], s.part_sum[r]);
+        float* scores = s.scores + r * args.partition;
+        s.part_max[r] = scale_scores(scores, span, first_seen(position, args.window) - span.begin,
+                                     position + 1 - span.begin, scale, is_int8 ? &key_scales : nullptr);
+        softmax_row<F>(scores, span, is_int8 ? &value_scales : nullptr, s.probs + row_at<F>(r, s.probs_stride),
+                       s.probs_stride, s.part_max[r], s.part_sum[r]);
     }
-    weigh_values<F>(args, groups, count, rows, s);
-    return true;
+    weigh_values<F>(args, span, next, rows, s);
 }
 
 // out = total / sum, as activations of the next product.
@@ -236,33 +280,48 @@ KVIK_INLINE void leave_partial(const AttendArgs& args, const AttendItem& item, i
     }
 }
 
+// `after`: the item that this thread attends to next, whose keys are fetched meanwhile; or null.
 template <class F>
-static void attend_of(const AttendArgs& args, const AttendItem& item, void* scratch) {
+static void attend_of(const AttendArgs& args, const AttendItem& item, const AttendItem* after, void* scratch) {
     const int64_t dims = args.kv.head_dim_padded(), group = args.spec->num_heads / args.spec->num_kv_heads;
     const int64_t rows = (item.end - item.begin) * group, room = kvik::padded(rows);
     Carver carver(static_cast<char*>(scratch));
     Scratch<F> s(carver, room, args.partition, dims);
-    const auto* q = static_cast<const typename F::act*>(args.q) +
-                    (item.kv_head * args.num_tokens + item.begin) * group * dims;
+    const int64_t stride = query_stride<F>(args), heads_before = item.kv_head * args.num_tokens * group * dims / F::PER;
+    const auto* q = static_cast<const typename F::act*>(args.q) + heads_before + row_at<F>(item.begin * group, stride);
     for (int64_t r = 0; r < rows; r++) s.total_max[r] = NEVER;
+    Span span = span_of(args, item, item.part_begin, s.groups[0]);
     for (int64_t p = item.part_begin; p < item.part_end; p++) {
-        bool seen = attend_partition<F>(args, item, q, rows, p, s);
-        if (item.partial >= 0) leave_partial(args, item, p, rows, seen, s);
-        if (!seen || item.partial >= 0) continue;
-        for (int64_t r = 0; r < rows; r++)
+        const char** at = s.groups[(p - item.part_begin + 1) % 2];
+        Span next{};
+        if (p + 1 < item.part_end)
+            next = span_of(args, item, p + 1, at);
+        else if (after)
+            next = span_of(args, *after, after->part_begin, at);
+        if (span.count) attend_partition<F>(args, item, span, next, q, rows, s);
+        if (item.partial >= 0) leave_partial(args, item, p, rows, span.count > 0, s);
+        for (int64_t r = 0; span.count && item.partial < 0 && r < rows; r++)
             merge(s.total_max[r], s.total_sum[r], s.total + r * dims, s.part_max[r], s.part_sum[r], s.part + r * dims,
                   dims);
+        span = next;
     }
     if (item.partial >= 0) return;
     for (int64_t r = 0; r < rows; r++)
         finish_row(args, item.begin + r / group, item.kv_head * group + r % group, s.total + r * dims, s.total_sum[r]);
 }
 
-static void attend(const AttendArgs& args, const AttendItem& item, void* scratch) {
-    if (args.kv.form == KVIK_F32)
-        attend_of<F32>(args, item, scratch);
-    else
-        attend_of<Bf16>(args, item, scratch);
+static void attend(const AttendArgs& args, int64_t begin, int64_t end, void* scratch) {
+    for (int64_t i = begin; i < end; i++) {
+        const AttendItem& item = args.items[i];
+        const AttendItem* after = i + 1 < end ? &args.items[i + 1] : nullptr;
+        if (args.kv.form == KVIK_F32)
+            attend_of<F32>(args, item, after, scratch);
+        else if (args.kv.form == KVIK_INT8)
+            attend_of<std::conditional_t<ACT_OF_INTEGERS == kvik::ACT_INT8, WholeAndLow, Bf16>>(args, item, after,
+                                                                                               scratch);
+        else
+            attend_of<Bf16>(args, item, after, scratch);
+    }
 }
 
 static int64_t attend_scratch(const KvikSpec& spec, int64_t query_rows, int64_t partition) {

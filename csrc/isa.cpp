@@ -20,7 +20,9 @@
 KVIK_DECLARE(kvik_amx)
 KVIK_DECLARE(kvik_amx_emulated)
 KVIK_DECLARE(kvik_avx512bf16)
+KVIK_DECLARE(kvik_avx512vnni)
 KVIK_DECLARE(kvik_avx512)
+KVIK_DECLARE(kvik_avxvnni)
 KVIK_DECLARE(kvik_avx2)
 #endif
 KVIK_DECLARE(kvik_portable)
@@ -38,6 +40,17 @@ const char* refuse_avx2() {
     return nullptr;
 }
 
+// Leaf 7, subleaf 1, eax bit 4. Asked directly, as compilers differ in what they name.
+bool has_avxvnni_bit() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+
+const char* refuse_avxvnni() {
+    if (const char* why = refuse_avx2()) return why;
+    return has_avxvnni_bit() ? nullptr : "the processor has no AVX-VNNI";
+}
+
 const char* refuse_avx512() {
     const bool all = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512cd") &&
                      __builtin_cpu_supports("avx512bw") &&
@@ -45,10 +58,14 @@ const char* refuse_avx512() {
     return all ? nullptr : "the processor has no AVX512 (F, CD, BW, DQ and VL)";
 }
 
-const char* refuse_avx512bf16() {
+const char* refuse_avx512vnni() {
     if (const char* why = refuse_avx512()) return why;
-    const bool both = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
-    return both ? nullptr : "the processor has no AVX512-BF16 (with VBMI)";
+    return __builtin_cpu_supports("avx512vnni") ? nullptr : "the processor has no AVX512-VNNI";
+}
+
+const char* refuse_avx512bf16() {
+    if (const char* why = refuse_avx512vnni()) return why;
+    return __builtin_cpu_supports("avx512bf16") ? nullptr : "the processor has no AVX512-BF16";
 }
 
 // Leaf 7: AMX-BF16 is bit 22 and AMX-TILE bit 24 of edx. Asked directly, as compilers differ in what they name.
@@ -70,6 +87,7 @@ bool may_use_tiles() {
 const char* refuse_amx() {
     if (!has_amx_bits()) return "the processor has no AMX-BF16";
     if (const char* why = refuse_avx512bf16()) return why;
+    if (!__builtin_cpu_supports("avx512vbmi")) return "the processor has no AVX512-VBMI";
     return may_use_tiles() ? nullptr : "the kernel does not grant AMX tile state to this process";
 }
 
@@ -79,7 +97,9 @@ const Isa LIST[] = {
 #if defined(KVIK_HAVE_X86)
     {"amx", refuse_amx, kvik_amx::table},
     {"avx512bf16", refuse_avx512bf16, kvik_avx512bf16::table},
+    {"avx512vnni", refuse_avx512vnni, kvik_avx512vnni::table},
     {"avx512", refuse_avx512, kvik_avx512::table},
+    {"avxvnni", refuse_avxvnni, kvik_avxvnni::table},
     {"avx2", refuse_avx2, kvik_avx2::table},
 #endif
     {"portable", none, kvik_portable::table},

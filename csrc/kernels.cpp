@@ -10,6 +10,7 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "pack_integers.h"
 #include "rows.h"
 #include "sampler.h"
 
@@ -110,8 +111,9 @@ static double peak(int32_t form, double seconds) {
 }
 
 static const kvik::Kernels TABLE = {
-    KVIK_ISA_NAME, ACT_OF_BF16, begin,   end,    embed,   rms_norm, linear, rope_store, attend_scratch, attend,
-    combine,       sampler_scratch_bytes, draw_one, score_one, peak,
+    KVIK_ISA_NAME, ACT_OF_BF16,    ACT_OF_INTEGERS, begin,   end,     embed,     rms_norm,
+    quantize,      linear,         rope_store,      attend_scratch,   attend,    combine,
+    sampler_scratch_bytes, draw_one, score_one, pack_integers, peak,
 };
 
 const kvik::Kernels* table() { return &TABLE; }

@@ -17,8 +17,13 @@ enum ActForm : int32_t {
     ACT_BF16,         // weights of at most bf16, matrix instructions that take bf16
     ACT_F32_OF_BF16,  // the same widened to f32: activations are f32 holding bf16 values
     ACT_F32,          // f32 weights
+    ACT_INT8,         // whole weights, multiplied as integers: ActBlocks
 };
-KVIK_ALWAYS int64_t act_bytes(ActForm form) { return form == ACT_BF16 ? 2 : 4; }
+// Of one row of activations; `columns` is a multiple of 32.
+KVIK_ALWAYS int64_t act_bytes(ActForm form, int64_t columns) {
+    if (form == ACT_INT8) return columns / KBLOCK * static_cast<int64_t>(sizeof(ActBlock));
+    return columns * (form == ACT_BF16 ? 2 : 4);
+}
 
 // Rows of activations are readable up to a multiple of this many, for tiles that always load 16 or 32 rows.
 constexpr int64_t ROW_PADDING = 32;
@@ -31,7 +36,7 @@ enum Epilogue : int32_t {
 
 struct LinearArgs {
     Matrix weights;
-    const void* act;  // [rows, act_stride] in the table's ActForm
+    const void* act;  // in the weights' ActForm: [rows, act_stride] values, or ActBlocks, act_stride a row (act_block)
     int64_t act_stride;
     const float* bias;  // [panels * 32] or null
     Epilogue epilogue;
@@ -39,6 +44,7 @@ struct LinearArgs {
     int64_t out_stride;
     void* act_out;
     int64_t act_out_stride;
+    ActForm out_form;
     int64_t columns;  // STORE writes only this many (the rest is padding)
 };
 
@@ -48,9 +54,15 @@ struct NormArgs {
     const float* weight;  // [padded(columns)], zero past `columns`
     float eps;
     const int32_t* rows;  // which row of x becomes row i of out; null: row i
-    void* out;            // [rows, out_stride] activations
+    void* out;            // activations, as in LinearArgs
     int64_t out_stride;
     ActForm form;
+};
+
+struct QuantizeArgs {
+    const float* x;  // [rows, stride]
+    int64_t stride;  // a multiple of 32, as are the columns: all of a row are quantized
+    ActBlock* out;
 };
 
 struct EmbedArgs {
@@ -78,7 +90,7 @@ struct RopeStoreArgs {
     const TokenRun* runs;
     KvLayout kv;
     char* kv_layer;
-    void* q;  // [kv_heads, tokens, group, padded(head_dim)] activations
+    void* q;  // activations: [kv_heads, tokens, group, padded(head_dim)], or ActBlocks [kv_heads, K-blocks, tokens, group]
     int64_t num_tokens;
     ActForm form;
 };
@@ -92,6 +104,7 @@ struct AttendItem {
 
 struct AttendArgs {
     const KvikSpec* spec;
+    const AttendItem* items;
     int32_t window;
     int64_t partition;  // positions, a multiple of GROUP
     const void* q;
@@ -112,23 +125,35 @@ struct CombineItem {
     int32_t row, begin, end, kv_head, first, count;  // partials first .. first + count, in order of position
 };
 
+// One panel of a matrix of whole numbers.
+struct PackArgs {
+    Matrix matrix;
+    int64_t panel;
+    const float* const* rows;  // [32] of `columns` inputs; null for a column of padding
+    int64_t columns, group;    // group: inputs that share an int4 scale, a multiple of 32
+    bool symmetric;
+    float* scratch;  // [kblocks * 32]
+};
+
 struct Kernels {
     const char* name;
-    ActForm act_of_bf16;
+    ActForm act_of_bf16, act_of_integers;
     // Around a thread's work in a step: matrix units may need setting up.
     void (*begin)();
     void (*end)();
     void (*embed)(const EmbedArgs&, int64_t begin, int64_t end);
     void (*rms_norm)(const NormArgs&, int64_t begin, int64_t end);
+    void (*quantize)(const QuantizeArgs&, int64_t begin, int64_t end);
     void (*linear)(const LinearArgs&, int64_t panel_begin, int64_t panel_end, int64_t row_begin, int64_t row_end);
     // Item i is run i / kv_heads, KV head i % kv_heads.
     void (*rope_store)(const RopeStoreArgs&, int64_t begin, int64_t end);
     int64_t (*attend_scratch)(const KvikSpec&, int64_t query_rows, int64_t partition);
-    void (*attend)(const AttendArgs&, const AttendItem&, void* scratch);
+    void (*attend)(const AttendArgs&, int64_t begin, int64_t end, void* scratch);
     void (*combine)(const AttendArgs&, const CombineItem&);
     int64_t (*sampler_scratch)(int32_t vocab);
     void (*draw)(const KvikSamplePlan&, int32_t s, const float* logits, int32_t vocab, void* scratch, KvikResult&);
     void (*score)(const KvikScorePlan&, int32_t q, const float* logits, int32_t vocab, void* scratch, KvikTop&);
+    void (*pack_integers)(const PackArgs&);
     double (*peak)(int32_t form, double seconds);
 };
 

@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define KVIK_ABI 2
+#define KVIK_ABI 3
 #define KVIK_API __attribute__((visibility("default")))
 
 enum KvikForm { KVIK_BF16 = 0, KVIK_F32 = 1, KVIK_F16 = 2, KVIK_INT8 = 3, KVIK_INT4 = 4 };
@@ -46,6 +46,7 @@ typedef struct {
     int32_t kv_form;     /* KVIK_BF16, KVIK_F32 or KVIK_INT8 */
     int32_t naive_attention;
     int32_t threads;
+    int32_t weight_group, weight_symmetric; /* of KVIK_INT4: inputs that share a scale (32, 64 or 128) */
     float rms_norm_eps;
     float rope_attention_factor;
     const float* inv_freq;  /* [head_dim / 2] */

@@ -7,11 +7,12 @@
 //       [tile: columns 0-15, 16-31][pair of inputs: 16][column in tile: 16][input in pair: 2]
 //   f32 K-block, 4 KB:
 //       [input: 32][column: 32]
-//   int8 K-block, 1 KB; the scale of each column lies apart (Matrix::scales):
-//       [tile][four inputs: 8][four columns: 4][pair of inputs: 2][column of four: 4][input in pair: 2]
-//   int4 K-block, 576 bytes = 512 of nibbles and the bf16 scale of each column for these 32 inputs:
-//       [tile][eight inputs: 4][column in tile: 16][word of 32 bits], then [column: 32]
-//       word: input 2p in bits 4p .. 4p + 3, input 2p + 1 in bits 16 + 4p .. 16 + 4p + 3, each plus 8
+//   int8 K-block, 1 KB, each number plus 128; the scale of each column lies apart (Matrix::scales):
+//       [four inputs: 8][column: 32][input of four: 4]
+//   int4 K-block, 608 bytes: 512 of nibbles, the f16 scale of each column for these 32 inputs, and for each column the
+//   byte 128 - zero, which added to its nibbles makes them bytes of an int8 K-block:
+//       [512], then [column: 32], then [column: 32]
+//       byte i: bits 0 .. 3 for byte i of the int8 K-block, bits 4 .. 7 for its byte 512 + i
 //
 // The KV cache uses the same blocks. A GROUP is 32 consecutive positions of one sequence and KV head:
 //
@@ -45,13 +46,15 @@ KVIK_ALWAYS int64_t padded(int64_t n) { return (n + 31) / 32 * 32; }
 // Bytes of one element of a float form.
 KVIK_ALWAYS int64_t form_bytes(int32_t form) { return form == KVIK_F32 ? 4 : 2; }
 
-constexpr int64_t INT4_NIBBLES = KBLOCK * PANEL / 2;
+constexpr int64_t INT4_NIBBLES = KBLOCK * PANEL / 2, INT4_LIFTS = INT4_NIBBLES + PANEL * 2;
+// What is added to a whole number to store it as an unsigned byte.
+constexpr int32_t BYTE_OFFSET = 128;
 
 KVIK_ALWAYS int64_t kblock_bytes(int32_t form) {
     switch (form) {
         case KVIK_F32: return KBLOCK * PANEL * 4;
         case KVIK_INT8: return KBLOCK * PANEL;
-        case KVIK_INT4: return INT4_NIBBLES + PANEL * 2;
+        case KVIK_INT4: return INT4_LIFTS + PANEL;
         default: return KBLOCK * PANEL * 2;
     }
 }
@@ -63,14 +66,28 @@ KVIK_ALWAYS int64_t bf16_offset(int64_t column, int64_t input) {
 KVIK_ALWAYS int64_t f32_offset(int64_t column, int64_t input) { return input * PANEL + column; }
 
 KVIK_ALWAYS int64_t int8_offset(int64_t column, int64_t input) {
-    return (column / TILE) * (KBLOCK * TILE) + (input / 4) * (TILE * 4) + (column % TILE / 4) * 16 +
-           (input % 4 / 2) * 8 + (column % 4) * 2 + input % 2;
+    return input / 4 * (PANEL * 4) + column * 4 + input % 4;
 }
-// Of the 32-bit word that holds a nibble, and the nibble's first bit in it.
-KVIK_ALWAYS int64_t int4_word(int64_t column, int64_t input) {
-    return (column / TILE) * (KBLOCK / 8 * TILE) + (input / 8) * TILE + column % TILE;
+// Of the byte that holds a nibble, and the nibble's first bit in it.
+KVIK_ALWAYS int64_t int4_byte(int64_t column, int64_t input) { return int8_offset(column, input) % INT4_NIBBLES; }
+KVIK_ALWAYS int int4_shift(int64_t input) { return input < KBLOCK / 2 ? 0 : 4; }
+
+// 32 activations as whole numbers, x = scale * (high + low / 256): the inputs of one K-block. `low` is there only where
+// it is needed. The bias undoes what BYTE_OFFSET adds to a product: -128 times the sum of the numbers, in 256ths if
+// there are low ones.
+// Eight rows that are multiplied together lie side by side and all their blocks close by, [rows / 8][columns / 32][8]:
+// at whole rows' distances they would meet in a few sets of the first cache.
+struct ActBlock {
+    int8_t high[KBLOCK];
+    float scale;
+    int32_t bias, has_low, unused;
+    int8_t low[KBLOCK];
+};
+
+constexpr int64_t ACT_ROWS = 8;
+KVIK_ALWAYS int64_t act_block(int64_t row, int64_t kblock, int64_t kblocks) {
+    return (row / ACT_ROWS * kblocks + kblock) * ACT_ROWS + row % ACT_ROWS;
 }
-KVIK_ALWAYS int int4_shift(int64_t input) { return static_cast<int>(input % 2 * 16 + input % 8 / 2 * 4); }
 
 // A packed matrix: `panels` panels of `kblocks` K-blocks.
 struct Matrix {

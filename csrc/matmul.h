@@ -6,6 +6,7 @@
 // sequence's keys and values in blocks anywhere.
 #pragma once
 
+#include "kernels.h"
 #include "layout.h"
 #include "vec.h"
 #if defined(KVIK_AMX)
@@ -32,18 +33,19 @@ KVIK_INLINE reg reg_fma(reg a, reg b, reg c) {
 }
 KVIK_INLINE reg reg_of(ureg v) { return load_as<reg>(&v); }
 
-// Cache lines to ask for while a K-block is multiplied: two with every pair of inputs, `step` bytes on each time. The
-// hardware's own prefetcher keeps up with one row of activations, but not with eight: their loads fill the window in
-// which it could look ahead.
+// Cache lines to ask for while a K-block is multiplied: two with every few inputs (a pair of bf16, four bytes), `step`
+// bytes on each time, `block` bytes a K-block. The hardware's own prefetcher keeps up with one row of activations, but
+// not with eight: their loads fill the window in which it could look ahead.
 struct Ahead {
     const char* next;
-    int64_t step;  // 128: two new lines a pair; 64: one
+    int64_t step;  // 128: two new lines each time; 64: one
+    int64_t block;
 
     KVIK_INLINE void pair(int i) const {
         __builtin_prefetch(next + i * step, 0, 3);
         __builtin_prefetch(next + i * step + 64, 0, 3);
     }
-    KVIK_INLINE Ahead after(int64_t kblocks) const { return {next + kblocks * (KBLOCK / 2) * step, step}; }
+    KVIK_INLINE Ahead after(int64_t kblocks) const { return {next + kblocks * block, step, block}; }
 };
 // For blocks that lie in the first cache already.
 struct NothingAhead {
@@ -58,13 +60,15 @@ struct InOrder {
     KVIK_INLINE const char* operator()(int64_t kblock) const { return first + kblock * bytes; }
 };
 
-// ---- How one K-block is multiplied, by form. `Acc` counts the machine registers of COLUMNS columns; ROWS at most so
+// ---- How one K-block is multiplied, by form. An `act` holds PER values; STEPS is how often a block asks for lines
+// ahead. `Acc` counts the machine registers of COLUMNS columns; ROWS at most so
 // many rows are kept in registers at once.
 
 // f32 activations and weights.
 struct F32 {
     typedef float act;
-    static constexpr int64_t BLOCK_BYTES = KBLOCK * PANEL * 4;
+    static constexpr kvik::ActForm FORM = kvik::ACT_F32;
+    static constexpr int64_t BLOCK_BYTES = KBLOCK * PANEL * 4, STEPS = KBLOCK, PER = 1;
 #if defined(__AVX512F__)
     static constexpr int COLUMNS = 32, ROWS = 12;
 #elif defined(__AVX2__)
@@ -96,7 +100,8 @@ struct F32 {
 // bf16 activations and weights, pairs multiplied by VDPBF16PS.
 struct Bf16 {
     typedef uint16_t act;
-    static constexpr int64_t BLOCK_BYTES = KBLOCK * PANEL * 2;
+    static constexpr kvik::ActForm FORM = kvik::ACT_BF16;
+    static constexpr int64_t BLOCK_BYTES = KBLOCK * PANEL * 2, STEPS = KBLOCK / 2, PER = 1;
     static constexpr int COLUMNS = 32, ROWS = 12;
     template <int R, int N, class Fetch>
     static KVIK_INLINE void multiply(reg (&acc)[R][N], const act* a, int64_t stride, const char* block, int,
@@ -125,7 +130,8 @@ struct Bf16 {
 // bf16 weights widened to f32; the activations are f32 that hold bf16 values.
 struct Bf16 {
     typedef float act;
-    static constexpr int64_t BLOCK_BYTES = KBLOCK * PANEL * 2;
+    static constexpr kvik::ActForm FORM = kvik::ACT_F32_OF_BF16;
+    static constexpr int64_t BLOCK_BYTES = KBLOCK * PANEL * 2, STEPS = KBLOCK / 2, PER = 1;
 #if defined(__AVX512F__)
     static constexpr int COLUMNS = 32, ROWS = 10;
 #elif defined(__AVX2__)
@@ -167,50 +173,28 @@ struct Bf16 {
 // K-block is a chain of its own, and out += that times the block's scale for each column.
 enum Mode { FRESH, CONTINUE, SCALED };
 
-// R rows times COLUMNS columns of a panel, from `column` on. `scales` [kblocks, 32] for SCALED.
-template <class F, Mode MODE, int R, class Blocks, class Fetch>
+// R rows times COLUMNS columns of a panel, from `column` on.
+template <class F, int R, class Blocks, class Fetch>
 KVIK_INLINE void product_of_rows(const typename F::act* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
-                                 Fetch ahead, const float* scales, float* out, int64_t out_stride, int column) {
+                                 Fetch ahead, float* out, int64_t out_stride, int column) {
     constexpr int N = F::COLUMNS / REG_LANES;
-    if constexpr (MODE == SCALED) {
-        for (int64_t k = 0; k < kblocks; k++) {
-            reg acc[R][N] = {};
-            F::template multiply<R, N, Fetch>(acc, a + k * KBLOCK, stride, blocks(k), column, ahead.after(k));
-#pragma GCC unroll 8
-            for (int n = 0; n < N; n++) {
-                reg scale = load_as<reg>(scales + k * PANEL + column + n * REG_LANES);
-#pragma GCC unroll 16
-                for (int r = 0; r < R; r++) {
-                    float* at = out + r * out_stride + column + n * REG_LANES;
-                    store_as(at, reg_fma(acc[r][n], scale, load_as<reg>(at)));
-                }
-            }
-        }
-        return;
-    }
     reg acc[R][N] = {};
-    if constexpr (MODE == CONTINUE) {
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-            for (int n = 0; n < N; n++) acc[r][n] = load_as<reg>(out + r * out_stride + column + n * REG_LANES);
-    }
     for (int64_t k = 0; k < kblocks; k++)
-        F::template multiply<R, N, Fetch>(acc, a + k * KBLOCK, stride, blocks(k), column, ahead.after(k));
+        F::template multiply<R, N>(acc, a + k * KBLOCK, stride, blocks(k), column, ahead.after(k));
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
         for (int n = 0; n < N; n++) store_as(out + r * out_stride + column + n * REG_LANES, acc[r][n]);
 }
 
-template <class F, Mode MODE, int R, class Blocks, class Fetch>
+template <class F, int R, class Blocks, class Fetch>
 KVIK_INLINE void product_of(int rows, const typename F::act* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
-                            Fetch ahead, const float* scales, float* out, int64_t out_stride) {
+                            Fetch ahead, float* out, int64_t out_stride) {
     if (rows == R) {
         for (int column = 0; column < PANEL; column += F::COLUMNS)
-            product_of_rows<F, MODE, R>(a, stride, blocks, kblocks, ahead, scales, out, out_stride, column);
+            product_of_rows<F, R>(a, stride, blocks, kblocks, ahead, out, out_stride, column);
     } else if constexpr (R > 1) {
-        product_of<F, MODE, R - 1>(rows, a, stride, blocks, kblocks, ahead, scales, out, out_stride);
+        product_of<F, R - 1>(rows, a, stride, blocks, kblocks, ahead, out, out_stride);
     }
 }
 
@@ -239,7 +223,7 @@ KVIK_INLINE void product_on_tiles(int rows, const uint16_t* a, int64_t stride, c
     }
     for (int64_t k = 0; k < kblocks; k++) {
         const char* b = blocks(k);
-        const Fetch now = ahead.after(k);
+        const auto now = ahead.after(k);
         for (int pair = 0; pair < KBLOCK / 2; pair++) now.pair(pair);
         tile_load<4>(a + k * KBLOCK, stride * 2);
         tile_load<6>(b, 64);
@@ -288,21 +272,26 @@ constexpr int most_rows() {
 #endif
 }
 
-// act[rows, kblocks * 32] x panel into out[rows, 32], as MODE says. `out` has room for rows rounded up to 16.
+// act[rows, kblocks * 32] x panel into out[rows, 32], as MODE says (on tiles; elsewhere FRESH). `scales` [kblocks, 32]
+// for SCALED. `out` has room for rows rounded up to 16.
 template <class F, Mode MODE = FRESH, class Blocks, class Fetch>
 KVIK_INLINE void panel_product(int rows, const typename F::act* a, int64_t stride, const Blocks& blocks,
                                int64_t kblocks, Fetch ahead, float* out, int64_t out_stride,
                                const float* scales = nullptr) {
 #if defined(KVIK_AMX)
-    if constexpr (sizeof(typename F::act) == 2) {
-        if constexpr (MODE == SCALED)
-            scaled_on_tiles(rows, a, stride, blocks, kblocks, ahead, scales, out, out_stride);
-        else
-            product_on_tiles(rows, a, stride, blocks, kblocks, ahead, MODE == CONTINUE, out, out_stride);
-        return;
-    }
+    constexpr bool ON_TILES = sizeof(typename F::act) == 2;
+#else
+    constexpr bool ON_TILES = false;
 #endif
-    product_of<F, MODE, F::ROWS>(rows, a, stride, blocks, kblocks, ahead, scales, out, out_stride);
+    static_assert(ON_TILES || MODE == FRESH, "in registers a product starts anew");
+    if constexpr (!ON_TILES) product_of<F, F::ROWS>(rows, a, stride, blocks, kblocks, ahead, out, out_stride);
+#if defined(KVIK_AMX)
+    if constexpr (ON_TILES && MODE == SCALED)
+        scaled_on_tiles(rows, a, stride, blocks, kblocks, ahead, scales, out, out_stride);
+    else if constexpr (ON_TILES)
+        product_on_tiles(rows, a, stride, blocks, kblocks, ahead, MODE == CONTINUE, out, out_stride);
+#endif
+    (void)scales;
 }
 
 // Call piece(begin, count) so that 0 .. rows is covered by pieces of nearly equal size that panel_product takes.
@@ -310,7 +299,7 @@ template <class F, class Piece>
 KVIK_INLINE void in_pieces(int64_t rows, Piece piece) {
     if (rows <= 0) return;
     constexpr int64_t most = most_rows<F>();
-    if (most == 32) {  // tiles: only the last piece is short
+    if (most == 32 || F::PER > 1) {  // tiles and blocks of rows: only the last piece is short
         for (int64_t r = 0; r < rows; r += most) piece(r, static_cast<int>(rows - r < most ? rows - r : most));
         return;
     }

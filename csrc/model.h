@@ -26,6 +26,7 @@ struct Layer {
 struct Activations {
     float *x, *qkv, *cos, *sin, *logits, *partials;
     void *normed, *q, *attended, *hidden;
+    ActBlock* quantized;
 };
 
 struct Model {
@@ -60,17 +61,27 @@ struct Model {
     // gate and up are interleaved by 16, so a panel yields 16 columns of the product that `down` takes.
     int64_t inner() const { return padded(spec.intermediate_size); }
     int64_t group() const { return spec.num_heads / spec.num_kv_heads; }
-    ActForm act_form() const { return spec.weight_form == KVIK_F32 ? ACT_F32 : kernels->act_of_bf16; }
+    // What linear layers take.
+    ActForm act_form() const {
+        if (spec.weight_form == KVIK_F32) return ACT_F32;
+        return spec.weight_form == KVIK_BF16 ? kernels->act_of_bf16 : kernels->act_of_integers;
+    }
+    // What is written where a block of 32 is not at hand, to be quantized afterwards.
+    ActForm row_form() const { return act_form() == ACT_INT8 ? ACT_F32 : act_form(); }
     // Attention multiplies in the form of the cache.
-    ActForm kv_act_form() const { return spec.kv_form == KVIK_F32 ? ACT_F32 : kernels->act_of_bf16; }
+    ActForm kv_act_form() const {
+        if (spec.kv_form == KVIK_F32) return ACT_F32;
+        return spec.kv_form == KVIK_BF16 ? kernels->act_of_bf16 : kernels->act_of_integers;
+    }
 
 private:
     void carve_weights(Carver& carver);
+    // Copy row-major rows [rows, columns] of `form` into panels: source row i becomes column first_column + i, or of 16
+    // rows a panel.
+    void pack_rows(const Matrix& matrix, const void* data, int32_t form, int64_t rows, int64_t columns,
+                   int64_t first_column, bool interleaved);
 };
 
-// Copy row-major rows [rows, columns] of `form` into panels: source row i becomes column target(i).
-void pack_rows(Pool& pool, Claims& claims, const Matrix& matrix, const void* data, int32_t form, int64_t rows,
-               int64_t columns, int64_t first_column, bool interleaved);
 void convert_row(const void* data, int32_t form, int64_t offset, int64_t count, int32_t to_form, void* out);
 
 }  // namespace kvik

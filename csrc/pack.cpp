@@ -47,59 +47,9 @@ void pack_block(const T* const* rows, int64_t first, int64_t count, char* block)
     }
 }
 
-// To whole numbers, ties to even, within [low, high]; NaN, which has none, to low.
-int32_t quantize(float x, float inverse, float low, float high) {
-    float q = __builtin_rintf(x * inverse);
-    if (!(q >= low)) q = low;
-    return static_cast<int32_t>(q > high ? high : q);
-}
-
-// 0 for the inverse of 0, and of a scale so small that float32 cannot hold its inverse.
-float finite(float inverse) { return std::isinf(inverse) ? 0.0f : inverse; }
-
-// The rule of kvik/runners/reference/quantized.py: a scale for each output, of its largest weight.
-void pack_int8(const Matrix& matrix, int64_t panel, const float* const* rows, int64_t columns) {
-    for (int64_t c = 0; c < PANEL; c++) {
-        if (!rows[c]) continue;
-        float top = 0;
-        for (int64_t k = 0; k < columns; k++) top = std::max(top, std::fabs(rows[c][k]));
-        const float inverse = finite(127.0f / top);
-        matrix.scales[panel * PANEL + c] = top / 127.0f;
-        for (int64_t k = 0; k < columns; k++)
-            matrix.panel(panel)[k / KBLOCK * matrix.block_bytes() + int8_offset(c, k % KBLOCK)] =
-                static_cast<char>(quantize(rows[c][k], inverse, -127, 127));
-    }
-}
-
-// A bf16 scale for every 32 inputs of an output, such that the weight of the largest magnitude becomes -8 exactly.
-void pack_int4(const Matrix& matrix, int64_t panel, const float* const* rows, int64_t columns) {
-    for (int64_t block = 0; block < matrix.kblocks; block++) {
-        char* at = matrix.panel(panel) + block * matrix.block_bytes();
-        uint32_t* words = reinterpret_cast<uint32_t*>(at);
-        uint16_t* scales = reinterpret_cast<uint16_t*>(at + INT4_NIBBLES);
-        const int64_t first = block * KBLOCK, count = std::min<int64_t>(KBLOCK, columns - first);
-        for (int64_t c = 0; c < PANEL; c++) {
-            if (!rows[c]) continue;
-            const float* x = rows[c] + first;
-            float top = 0;
-            for (int64_t k = 0; k < count; k++)
-                if (std::fabs(x[k]) > std::fabs(top)) top = x[k];
-            scales[c] = to_bf16(top / -8.0f);
-            const float scale = bits_to_float(uint32_t(scales[c]) << 16), inverse = finite(1.0f / scale);
-            for (int64_t k = 0; k < KBLOCK; k++) {
-                const int32_t q = k < count ? quantize(x[k], inverse, -8, 7) : 0;
-                uint32_t& word = words[int4_word(c, k)];
-                word = (word & ~(15u << int4_shift(k))) | uint32_t(q + 8) << int4_shift(k);
-            }
-        }
-    }
-}
-
-// One panel from 32 rows in the form that packing starts from: f32 for whole numbers, else the matrix's own.
+// One panel from 32 rows in the matrix's own form.
 void pack_panel(const Matrix& matrix, int64_t panel, const void* const* rows, int64_t columns) {
     auto floats = reinterpret_cast<const float* const*>(rows);
-    if (matrix.form == KVIK_INT8) return pack_int8(matrix, panel, floats, columns);
-    if (matrix.form == KVIK_INT4) return pack_int4(matrix, panel, floats, columns);
     for (int64_t k = 0; k < matrix.kblocks; k++) {
         int64_t first = k * KBLOCK, count = std::min<int64_t>(KBLOCK, columns - first);
         char* block = matrix.panel(panel) + k * matrix.block_bytes();
@@ -126,15 +76,17 @@ void convert_row(const void* data, int32_t form, int64_t offset, int64_t count, 
     }
 }
 
-void pack_rows(Pool& pool, Claims& claims, const Matrix& matrix, const void* data, int32_t form, int64_t rows,
-               int64_t columns, int64_t first_column, bool interleaved) {
+void Model::pack_rows(const Matrix& matrix, const void* data, int32_t form, int64_t rows, int64_t columns,
+                      int64_t first_column, bool interleaved) {
     // Source row of a panel's column, or -1. Interleaved: 16 rows a panel, into the tile that first_column names.
     const int64_t per_panel = interleaved ? TILE : PANEL;
     const int64_t first_panel = first_column / PANEL, within = first_column % PANEL;
-    const int32_t from = matrix.form == KVIK_BF16 ? KVIK_BF16 : KVIK_F32;
+    const bool whole = matrix.form == KVIK_INT8 || matrix.form == KVIK_INT4;
+    const int32_t from = whole ? int32_t(KVIK_F32) : matrix.form;
     claims.reset(1);
     pool.run([&](int) {
         std::vector<char> converted(form == from ? 0 : PANEL * columns * form_bytes(from));
+        std::vector<float> scratch(whole ? matrix.kblocks * KBLOCK : 0);
         claims.each(0, (rows + per_panel - 1) / per_panel, 1, [&](int64_t panel, int64_t) {
             const void* sources[PANEL] = {};
             for (int64_t c = 0; c < per_panel; c++) {
@@ -148,7 +100,11 @@ void pack_rows(Pool& pool, Claims& claims, const Matrix& matrix, const void* dat
                 }
                 sources[within + c] = source;
             }
-            pack_panel(matrix, first_panel + panel, sources, columns);
+            if (whole)
+                kernels->pack_integers({matrix, first_panel + panel, reinterpret_cast<const float* const*>(sources),
+                                        columns, spec.weight_group, spec.weight_symmetric != 0, scratch.data()});
+            else
+                pack_panel(matrix, first_panel + panel, sources, columns);
         });
     });
 }
@@ -160,7 +116,7 @@ void Model::load(int32_t role, int32_t index, const void* data, int32_t form, in
     Layer& layer = per_layer ? layers[index] : none;
     auto matrix = [&](const Matrix& to, int64_t want_rows, int64_t want_columns, int64_t first, bool interleaved) {
         if (rows != want_rows || columns != want_columns || !to.data) throw Error{"a weight of the wrong shape"};
-        pack_rows(pool, claims, to, data, form, rows, columns, first, interleaved);
+        pack_rows(to, data, form, rows, columns, first, interleaved);
     };
     auto vector = [&](float* to, int64_t size) {
         if (rows != 1 || columns != size || !to) throw Error{"a weight of the wrong shape"};

@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 #include "linear.h"
+#include "quantize.h"
 
 namespace KVIK_ISA {
 
@@ -19,11 +20,15 @@ KVIK_INLINE float weight_at(const kvik::Matrix& m, int64_t column, int64_t input
     const int64_t c = column % PANEL, k = input % KBLOCK;
     switch (m.form) {
         case KVIK_F32: return reinterpret_cast<const float*>(block)[kvik::f32_offset(c, k)];
-        case KVIK_INT8: return static_cast<float>(static_cast<int8_t>(block[kvik::int8_offset(c, k)])) * m.scales[column];
+        case KVIK_INT8: {
+            const auto byte = static_cast<uint8_t>(block[kvik::int8_offset(c, k)]);
+            return static_cast<float>(byte - kvik::BYTE_OFFSET) * m.scales[column];
+        }
         case KVIK_INT4: {
-            const uint32_t word = reinterpret_cast<const uint32_t*>(block)[kvik::int4_word(c, k)];
-            const int32_t q = static_cast<int32_t>(word >> kvik::int4_shift(k) & 15) - 8;
-            return static_cast<float>(q) * from_bf16(reinterpret_cast<const uint16_t*>(block + kvik::INT4_NIBBLES)[c]);
+            const auto* bytes = reinterpret_cast<const uint8_t*>(block);
+            const int nibble = bytes[kvik::int4_byte(c, k)] >> kvik::int4_shift(k) & 15;
+            return static_cast<float>(nibble + bytes[kvik::INT4_LIFTS + c] - kvik::BYTE_OFFSET) *
+                   from_f16(reinterpret_cast<const uint16_t*>(block + kvik::INT4_NIBBLES)[c]);
         }
         default: return from_bf16(reinterpret_cast<const uint16_t*>(block)[kvik::bf16_offset(c, k)]);
     }
@@ -50,8 +55,9 @@ static void rms_norm(const NormArgs& args, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
         const float* x = args.x + (args.rows ? args.rows[i] : i) * args.stride;
         f32x16 scale = splat(rms_scale(x, args.columns, args.eps));
-        for (int64_t c = 0; c < args.stride; c += LANES)
-            store_act(args.out, i * args.out_stride + c, load(x + c) * scale * load(args.weight + c), args.form);
+        for (int64_t c = 0; c < args.stride; c += 2 * LANES)
+            store_act32(args.out, i, args.out_stride, c, load(x + c) * scale * load(args.weight + c),
+                        load(x + c + LANES) * scale * load(args.weight + c + LANES), args.form);
     }
 }
 
@@ -76,39 +82,43 @@ KVIK_INLINE void norm_and_rotate(const float* x, int64_t dim, const float* norm,
     }
 }
 
-// Whole numbers of a head's vector and the scale that gives the values back (the rule of an int8 weight row).
-KVIK_INLINE float quantize_head(const float* x, int64_t dim, int8_t* q) {
-    float top = 0;
-    for (int64_t d = 0; d < dim; d++) {
-        float size = __builtin_fabsf(x[d]);
-        top = size > top ? size : top;
-    }
-    float inverse = 127.0f / top;
-    if (!(inverse <= 3.4028235e38f)) inverse = 0;  // of 0, or too large for a float
-    for (int64_t d = 0; d < dim; d++) {
-        float v = __builtin_rintf(x[d] * inverse);
-        q[d] = static_cast<int8_t>(v > 127 ? 127 : (v < -127 ? -127 : v));
-    }
-    // NaN compares as nothing: say so in the scale, or a broken row would look sound.
-    float sick = 0;
-    for (int64_t d = 0; d < dim; d++) sick += x[d] * 0.0f;
-    return top / 127.0f + sick;
+// Store one position's whole numbers: a key is a column of its group's panel, so four dimensions are four bytes.
+KVIK_INLINE void store_int8_key(const int8_t* q, int64_t dims, int64_t slot, char* at) {
+    for (int64_t d = 0; d < dims; d += 4)
+        store_as(at + d / KBLOCK * BYTE_BLOCK_BYTES + kvik::int8_offset(slot, d % KBLOCK),
+                 load_as<uint32_t>(q + d) ^ 0x80808080u);
 }
 
-// Store one position's key or value. A key is a column of its group's panel: its dimensions are the inputs. A value is
-// an input of its group's K-blocks: its dimensions are the columns. Either way 32 dimensions are a K-block.
+// A value is an input of its group's K-blocks: one byte of every column's four.
+KVIK_INLINE void store_int8_value(const int8_t* q, int64_t dims, int64_t slot, char* at) {
+    typedef uint8_t u8x16 __attribute__((vector_size(16)));
+    const uint32_t shift = static_cast<uint32_t>(slot % 4 * 8);
+    for (int64_t d = 0; d < dims; d += LANES) {
+        char* four = at + d / KBLOCK * BYTE_BLOCK_BYTES + kvik::int8_offset(d % KBLOCK, slot / 4 * 4);
+        const u32x16 bytes = __builtin_convertvector(load_as<u8x16>(q + d), u32x16) ^ 0x80u;
+        store_as(four, (load_as<u32x16>(four) & ~(0xffu << shift)) | bytes << shift);
+    }
+}
+
+// Store one position's key or value, padded with zeroes to whole K-blocks. A key is a column of its group's panel: its
+// dimensions are the inputs. A value is an input of its group's K-blocks: its dimensions are the columns. Either way 32
+// dimensions are a K-block.
 template <bool IS_KEY>
 KVIK_INLINE void store_head(const float* x, const KvLayout& kv, int64_t slot, char* at) {
     const int64_t bytes = kvik::kblock_bytes(kv.form);
-    int8_t q[MAX_HEAD_DIM];
-    if (kv.form == KVIK_INT8)
-        reinterpret_cast<float*>(at + kv.scales_offset())[slot] = quantize_head(x, kv.head_dim, q);
+    if (kv.form == KVIK_INT8) {
+        int8_t q[MAX_HEAD_DIM];
+        quantize_int8_row(x, kv.head_dim_padded(), q, reinterpret_cast<float*>(at + kv.scales_offset()) + slot);
+        if (IS_KEY)
+            store_int8_key(q, kv.head_dim_padded(), slot, at);
+        else
+            store_int8_value(q, kv.head_dim_padded(), slot, at);
+        return;
+    }
     for (int64_t d = 0; d < kv.head_dim; d++) {
         char* block = at + d / KBLOCK * bytes;
         const int64_t column = IS_KEY ? slot : d % KBLOCK, input = IS_KEY ? d % KBLOCK : slot;
-        if (kv.form == KVIK_INT8)
-            block[kvik::int8_offset(column, input)] = static_cast<char>(q[d]);
-        else if (kv.form == KVIK_F32)
+        if (kv.form == KVIK_F32)
             reinterpret_cast<float*>(block)[kvik::f32_offset(column, input)] = x[d];
         else
             reinterpret_cast<uint16_t*>(block)[kvik::bf16_offset(column, input)] = to_bf16(x[d]);
@@ -124,8 +134,14 @@ KVIK_INLINE void store_queries(const RopeStoreArgs& args, int64_t token, int64_t
     for (int64_t g = 0; g < group; g++) {
         const float* q = args.qkv + token * args.stride + (head * group + g) * dim;
         norm_and_rotate(q, dim, args.q_norm, s.rms_norm_eps, cos, sin, rotated);
-        int64_t index = ((head * args.num_tokens + token) * group + g) * all;
-        for (int64_t c = 0; c < all; c += LANES) store_act(args.q, index + c, load(rotated + c), args.form);
+        const int64_t rows = args.num_tokens * group, row = token * group + g;
+        for (int64_t c = 0; c < all; c += KBLOCK) {
+            const f32x16 left = load(rotated + c), right = load(rotated + c + LANES);
+            if (args.form == kvik::ACT_INT8)
+                quantize_exactly(left, right, static_cast<ActBlock*>(args.q)[(head * all + c) / KBLOCK * rows + row]);
+            else
+                store_act32(args.q, head * rows + row, all, c, left, right, args.form);
+        }
     }
 }
 
@@ -152,7 +168,8 @@ static void rope_store(const RopeStoreArgs& args, int64_t begin, int64_t end) {
             store_queries(args, t, head, cos, sin);
             norm_and_rotate(row + args.k_column + head * dim, dim, args.k_norm, s.rms_norm_eps, cos, sin, rotated);
             store_head<true>(rotated, kv, slot, keys);
-            store_head<false>(row + args.v_column + head * dim, kv, slot, values);
+            std::memcpy(rotated, row + args.v_column + head * dim, dim * sizeof(float));
+            store_head<false>(rotated, kv, slot, values);
         }
     }
 }

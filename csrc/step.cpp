@@ -20,8 +20,8 @@ constexpr int64_t L2_BUDGET = 512 << 10;
 constexpr int64_t LOGIT_ROWS = 128;
 
 // Calls of `each` and `linear`, for which a counter must be there: copies and embedding; norm, qkv, store, attend,
-// combine, o, norm, gate and up, down; norm, head and sampling of a chunk of logits.
-constexpr int64_t PHASES_BEFORE = 2, PHASES_A_LAYER = 9, PHASES_OF_LOGITS = 3;
+// combine, quantize, o, norm, gate and up, quantize, down; norm, head and sampling of a chunk of logits.
+constexpr int64_t PHASES_BEFORE = 2, PHASES_A_LAYER = 11, PHASES_OF_LOGITS = 3;
 
 class Step {
 public:
@@ -41,7 +41,9 @@ private:
     void sample(int64_t first, int64_t count, int thread);
 
     void norm(const float* weight, const int32_t* rows, int64_t count);
-    void linear(const Matrix& weights, const void* act, int64_t act_stride, int64_t rows, const float* bias,
+    const void* quantized(const void* rows, int64_t columns);
+    int64_t act_stride(int64_t columns) const { return m_.act_form() == ACT_INT8 ? columns / KBLOCK : columns; }
+    void linear(const Matrix& weights, const void* act, int64_t inputs, int64_t rows, const float* bias,
                 Epilogue epilogue, float* out, int64_t out_stride, void* act_out, int64_t act_out_stride,
                 int64_t columns);
     template <class Body>
@@ -152,11 +154,13 @@ void Step::carve() {
     partial_stride_ = round_up(query_tokens_ * m.group() * (2 + dims), 16);
     auto take_all = [&](Carver& c) {
         a_.x = c.take<float>(rows * m.hidden());
-        a_.normed = c.take<char>(normed_rows * m.hidden() * act_bytes(m.act_form()));
+        a_.normed = c.take<char>(normed_rows * act_bytes(m.act_form(), m.hidden()));
         a_.qkv = c.take<float>(rows * m.qkv_columns());
-        a_.q = c.take<char>((tokens_ * m.spec.num_heads + ROW_PADDING) * dims * act_bytes(m.kv_act_form()));
-        a_.attended = c.take<char>(rows * m.k_column() * act_bytes(m.act_form()));
-        a_.hidden = c.take<char>(rows * m.inner() * act_bytes(m.act_form()));
+        a_.q = c.take<char>((tokens_ * m.spec.num_heads + ROW_PADDING) * act_bytes(m.kv_act_form(), dims));
+        a_.attended = c.take<char>(rows * act_bytes(m.row_form(), m.k_column()));
+        a_.hidden = c.take<char>(rows * act_bytes(m.row_form(), m.inner()));
+        const int64_t blocks = std::max(m.k_column(), m.inner()) / KBLOCK;
+        a_.quantized = c.take<ActBlock>(m.act_form() == ACT_INT8 ? rows * blocks : 0);
         a_.cos = c.take<float>(tokens_ * m.spec.head_dim / 2);
         a_.sin = c.take<float>(tokens_ * m.spec.head_dim / 2);
         a_.logits = c.take<float>(logit_rows * padded(m.spec.vocab_size));
@@ -210,7 +214,7 @@ void Step::embed_and_rotate() {
                 a_.cos[t * half + i] = std::cos(angle) * m_.spec.rope_attention_factor;
                 a_.sin[t * half + i] = std::sin(angle) * m_.spec.rope_attention_factor;
             }
-            const int64_t used = m_.q_columns(), all = m_.k_column(), size = act_bytes(m_.act_form());
+            const int64_t used = m_.q_columns(), all = m_.k_column(), size = act_bytes(m_.row_form(), 1);
             std::memset(static_cast<char*>(a_.attended) + (t * all + used) * size, 0, (all - used) * size);
         }
     });
@@ -218,17 +222,27 @@ void Step::embed_and_rotate() {
 }
 
 void Step::norm(const float* weight, const int32_t* rows, int64_t count) {
-    NormArgs args{a_.x, m_.hidden(), m_.spec.hidden_size, weight, m_.spec.rms_norm_eps, rows, a_.normed, m_.hidden(),
+    NormArgs args{a_.x, m_.hidden(), m_.spec.hidden_size, weight, m_.spec.rms_norm_eps, rows, a_.normed, act_stride(m_.hidden()),
                   m_.act_form()};
     each(count, 4, [&](int64_t begin, int64_t end) { k_.rms_norm(args, begin, end); });
     barrier();
 }
 
-void Step::linear(const Matrix& weights, const void* act, int64_t act_stride, int64_t rows, const float* bias,
+// Rows as the next product takes them: themselves, or blocks of whole numbers.
+const void* Step::quantized(const void* rows, int64_t columns) {
+    if (m_.act_form() != ACT_INT8) return rows;
+    QuantizeArgs args{static_cast<const float*>(rows), columns, a_.quantized};
+    each(tokens_, 4, [&](int64_t begin, int64_t end) { k_.quantize(args, begin, end); });
+    barrier();
+    return a_.quantized;
+}
+
+void Step::linear(const Matrix& weights, const void* act, int64_t inputs, int64_t rows, const float* bias,
                   Epilogue epilogue, float* out, int64_t out_stride, void* act_out, int64_t act_out_stride,
                   int64_t columns) {
-    LinearArgs args{weights, act, act_stride, bias, epilogue, out, out_stride, act_out, act_out_stride, columns};
-    const int64_t fitting = std::max<int64_t>(48, L2_BUDGET / (act_stride * act_bytes(m_.act_form())) / 48 * 48);
+    LinearArgs args{weights, act, act_stride(inputs), bias, epilogue, out, out_stride, act_out, act_out_stride, m_.row_form(),
+                    columns};
+    const int64_t fitting = std::max<int64_t>(48, L2_BUDGET / act_bytes(m_.act_form(), inputs) / 48 * 48);
     if (rows <= fitting) {
         m_.claims.each_guided(phase_++, weights.panels, m_.pool.size(),
                               [&](int64_t begin, int64_t end) { k_.linear(args, begin, end, 0, rows); });
@@ -253,10 +267,11 @@ void Step::layer(int index, int thread) {
     linear(w.qkv, a_.normed, hidden, tokens_, w.qkv_bias, STORE, a_.qkv, m_.qkv_columns(), nullptr, 0,
            m_.qkv_columns());
     attention(index, thread);
-    linear(w.o, a_.attended, m_.k_column(), tokens_, w.o_bias, ADD, a_.x, hidden, nullptr, 0, hidden);
+    linear(w.o, quantized(a_.attended, m_.k_column()), m_.k_column(), tokens_, w.o_bias, ADD, a_.x, hidden, nullptr, 0,
+           hidden);
     norm(w.mlp_norm, nullptr, tokens_);
     linear(w.gate_up, a_.normed, hidden, tokens_, nullptr, SILU_MUL, nullptr, 0, a_.hidden, inner, 2 * inner);
-    linear(w.down, a_.hidden, inner, tokens_, nullptr, ADD, a_.x, hidden, nullptr, 0, hidden);
+    linear(w.down, quantized(a_.hidden, inner), inner, tokens_, nullptr, ADD, a_.x, hidden, nullptr, 0, hidden);
 }
 
 void Step::attention(int index, int thread) {
@@ -267,11 +282,12 @@ void Step::attention(int index, int thread) {
     each(static_cast<int64_t>(runs_.size()) * m_.spec.num_kv_heads, 2,
          [&](int64_t begin, int64_t end) { k_.rope_store(store, begin, end); });
     barrier();
-    AttendArgs args{&m_.spec, m_.windows[index], partition_, a_.q, tokens_, plan_.positions, plan_.block_tables,
-                    plan_.table_width, m_.kv, kv_layer(index), a_.attended, m_.k_column(), m_.act_form(), a_.partials,
+    AttendArgs args{&m_.spec, items_.data(), m_.windows[index], partition_, a_.q, tokens_, plan_.positions, plan_.block_tables,
+                    plan_.table_width, m_.kv, kv_layer(index), a_.attended, m_.k_column(), m_.row_form(), a_.partials,
                     partial_stride_};
     char* scratch = m_.scratch_arena.data() + thread * scratch_bytes_;
-    each(static_cast<int64_t>(items_.size()), 1, [&](int64_t i, int64_t) { k_.attend(args, items_[i], scratch); });
+    m_.claims.each_guided(phase_++, static_cast<int64_t>(items_.size()), m_.pool.size(),
+                          [&](int64_t begin, int64_t end) { k_.attend(args, begin, end, scratch); });
     barrier();
     if (combines_.empty()) return;
     each(static_cast<int64_t>(combines_.size()), 1, [&](int64_t i, int64_t) { k_.combine(args, combines_[i]); });

@@ -33,6 +33,7 @@ typedef int32_t ireg __attribute__((vector_size(REGISTER_BYTES)));
 typedef uint32_t ureg __attribute__((vector_size(REGISTER_BYTES)));
 
 typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 
@@ -89,7 +90,21 @@ KVIK_INLINE f32x16 select_less(f32x16 a, f32x16 b, f32x16 yes, f32x16 no) {
 }
 KVIK_INLINE f32x16 max(f32x16 a, f32x16 b) { return select_less(b, a, a, b); }
 
-// Sum and maximum over the lanes, always in the same tree order.
+// Sum and maximum over the lanes, always in the same tree order: lane i and lane i + 8, then 4, 2, 1.
+#if defined(__AVX512F__)
+KVIK_INLINE float sum(f32x16 v) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+KVIK_INLINE float largest(f32x16 v) {
+    const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+#else
 KVIK_INLINE float sum(f32x16 v) {
     float x[LANES];
     store(x, v);
@@ -104,6 +119,7 @@ KVIK_INLINE float largest(f32x16 v) {
         for (int i = 0; i < width; i++) x[i] = x[i] > x[i + width] ? x[i] : x[i + width];
     return x[0];
 }
+#endif
 
 // bf16 is the upper half of a float32. Rounding is to nearest, ties to even; NaN stays NaN.
 KVIK_INLINE u16x16 to_bf16(f32x16 v) {

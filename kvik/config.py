@@ -60,8 +60,15 @@ class ModelOptions:
     weights: str = option(
         "auto",
         "Form of the weights in memory. auto keeps bf16 and f32 as stored and holds f16 as bf16. int8 (one scale per "
-        "output) and int4 (one per 32 inputs) quantize every matrix on load, by rounding to nearest.",
+        "output) and int4 (a scale and a zero point per weight_group_size inputs) balance the channels and quantize "
+        "every matrix on load, without calibration data.",
         choices=("auto", "bf16", "f32", "int8", "int4"),
+    )
+    weight_group_size: int = option(
+        32, "Inputs that share an int4 scale: 32, 64 or 128. All take the same memory; fewer lose less.", low=32
+    )
+    weight_symmetric: bool = option(
+        False, "Give all int4 groups the zero point in the middle of their levels instead of the best one for each."
     )
     max_model_len: int | None = option(
         None, "Longest prompt plus answer of one request, in tokens. Default: what the model was trained for.", low=1
@@ -69,6 +76,8 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.weight_group_size not in (32, 64, 128):
+            raise ConfigError(f"weight_group_size is {self.weight_group_size}; expected 32, 64 or 128")
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,7 @@ class RunnerOptions:
     isa: str = option(
         "auto",
         "Instruction set of the native kernels; auto takes the best this machine runs. `kvik info` lists them.",
-        choices=("auto", "amx", "avx512bf16", "avx512", "avx2", "portable", "amx-emulated"),
+        choices=("auto", "amx", "avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "portable", "amx-emulated"),
     )
     attention: str = option(
         "flash", "flash: online softmax, O(n) memory. naive: the whole score matrix.", choices=("flash", "naive")

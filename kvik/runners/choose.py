@@ -17,9 +17,8 @@ def create_runner(config: EngineConfig) -> Runner:
     Raises BackendError if what was asked for by name cannot serve, with the reason.
     """
     options = config.runner
-    forms = {"weights": config.model.weights, "kv_dtype": config.cache.kv_dtype}
     if options.backend == "reference":
-        return ReferenceRunner(options, **forms)
+        return _built(ReferenceRunner, config)
     if options.backend == "auto" and not available():
         if options.isa != "auto":
             raise BackendError(f"isa is {options.isa!r}, but the native runner was not built")
@@ -28,5 +27,15 @@ def create_runner(config: EngineConfig) -> Runner:
             "path; install a compiler and reinstall kvik",
             stacklevel=2,
         )
-        return ReferenceRunner(options, **forms)
-    return NativeRunner(options, **forms)
+        return _built(ReferenceRunner, config)
+    return _built(NativeRunner, config)
+
+
+def _built(kind: type[ReferenceRunner] | type[NativeRunner], config: EngineConfig) -> Runner:
+    return kind(
+        config.runner,
+        weights=config.model.weights,
+        kv_dtype=config.cache.kv_dtype,
+        group_size=config.model.weight_group_size,
+        symmetric=config.model.weight_symmetric,
+    )

@@ -2,7 +2,8 @@
 
     bf16, f16, f32   2, 2 or 4 bytes a value
     int8             matrices: 1 byte a weight and a float32 scale per output row; vectors stay float32
-    int4             matrices: half a byte a weight and a bf16 scale per 32 inputs of a row; vectors stay float32
+    int4             matrices: half a byte a weight, an f16 scale and a byte of zero point per 32 inputs of a row, also
+                     where more inputs share them; vectors stay float32
     int8 KV          per token, KV head and side: 1 byte a value and a float32 scale
 
 This file knows sizes only, not how values are rounded (the reference runner's `quantized.py`) or laid out (csrc/).
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 
 VALUE_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 GROUP = 32
-"""Inputs that share one int4 scale."""
+"""Inputs with one stored int4 scale; the least that can share one."""
 
 
 def padded(count: int, multiple: int) -> int:
@@ -32,7 +33,7 @@ def tensor_bytes(shape: Sequence[int], form: str) -> int:
     outputs, inputs = shape
     if form == "int8":
         return outputs * (inputs + 4)
-    return outputs * (-(-inputs // 2) + 2 * -(-inputs // GROUP))
+    return outputs * (-(-inputs // 2) + 3 * -(-inputs // GROUP))
 
 
 def kv_head_bytes(head_dim: int, form: str) -> int:

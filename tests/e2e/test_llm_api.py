@@ -183,6 +183,7 @@ def test_unknown_names_are_type_errors() -> None:
         ("dummy:tiny-qwen3", {"block_size": 33}, ConfigError, ["block_size", "33", "32"]),
         ("dummy:tiny-qwen3", {"kv_cache_memory": "1000TiB"}, NotEnoughMemoryError, ["kv_cache_memory"]),
         ("dummy:tiny-qwen3", {"kv_cache_memory": "1KiB"}, NotEnoughMemoryError, ["one sequence"]),
+        ("dummy:tiny-qwen3", {"weight_group_size": 48}, ConfigError, ["weight_group_size", "48", "32, 64 or 128"]),
         ("dummy:tiny-qwen3", {"kv_cache_memory": "many"}, ConfigError, ["'many'", "4GiB"]),
         ("dummy:tiny-qwen3", {"schedule": "fast"}, ConfigError, ["schedule", "fast", "mixed"]),
     ],

@@ -33,13 +33,13 @@ def runner_kinds() -> list[Any]:
 
 
 def make_runner(
-    kind: str, weights: str = "f32", kv_dtype: str = "f32", attention: str = "flash", threads: int = 2
+    kind: str, weights: str = "f32", kv_dtype: str = "f32", attention: str = "flash", threads: int = 2, **int4: Any
 ) -> Runner:
-    """A runner of this kind, with everything in float32 unless asked otherwise."""
+    """A runner of this kind, with everything in float32 unless asked otherwise. int4: group_size, symmetric."""
     if kind == "reference":
         options = RunnerOptions(backend="reference", attention=attention, threads=threads)
-        return ReferenceRunner(options, weights=weights, kv_dtype=kv_dtype)
+        return ReferenceRunner(options, weights=weights, kv_dtype=kv_dtype, **int4)
     from kvik.runners.native import NativeRunner
 
     options = RunnerOptions(backend="native", isa=kind, attention=attention, threads=threads)
-    return NativeRunner(options, weights=weights, kv_dtype=kv_dtype)
+    return NativeRunner(options, weights=weights, kv_dtype=kv_dtype, **int4)

@@ -63,18 +63,7 @@ def cases(misses: dict[tuple[str, str], str]) -> list[Any]:
     ]
 
 
-MISSES = {
-    (
-        "babyllama-tok361",
-        "int4",
-    ): "+5.4 %: without a zero point, levels are lost on the shorter side (with one: +3.9 %)",
-    ("stories260K", "int4"): "+16.4 %: its rows of 64 and 172 weights leave no room for 4 bits",
-}
-OUTLIER_MISSES = {
-    ("stories260K", "int8"): "+1.6 %: a column 50 times smaller than its row loses most of its bits",
-    ("babyllama-tok361", "int4"): "+14.7 %: a column 50 times smaller than its group is rounded to zero",
-    ("stories260K", "int4"): "+42 %: a column 50 times smaller than its group is rounded to zero",
-}
+MISSES = {("stories260K", "int4"): "+11.6 %, with outliers +12.3 %: rows of 64 and 172 weights have no 4 bits to spare"}
 
 
 @pytest.mark.parametrize(("model", "form"), cases(MISSES))
@@ -82,11 +71,9 @@ def test_a_form_costs_no_more_than_it_may(model: str, form: str, kind: str) -> N
     assert cost(kind, model, form) <= ALLOWED[form]
 
 
-@pytest.mark.parametrize(("model", "form"), cases(OUTLIER_MISSES))
+@pytest.mark.parametrize(("model", "form"), cases(MISSES))
 def test_outlier_channels_do_not_raise_the_cost(model: str, form: str, kind: str) -> None:
-    """One draw of the channels. Over eight draws int8 costs babyllama +0.15 to +0.66 %, +0.39 % on average: it has no
-    room to spare.
-    """
+    """One draw of the channels; without balanced columns int8 costs stories260K +1.6 %, and int4 babyllama +11 %."""
     assert cost(kind, model, form, outliers=True) <= ALLOWED[form]
 
 

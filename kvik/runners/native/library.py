@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kvik.errors import BackendError
 
-ABI = 2
+ABI = 3
 FORMS = {"bf16": 0, "f32": 1, "f16": 2, "int8": 3, "int4": 4}
 ROLES = (
     "embed",
@@ -57,6 +57,7 @@ SpecStruct = _structure(
     "SpecStruct",
     *_int32s("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
     *_int32s("qkv_bias", "o_bias", "qk_norm", "tied_head", "weight_form", "kv_form", "naive_attention", "threads"),
+    *_int32s("weight_group", "weight_symmetric"),
     ("rms_norm_eps", c.c_float),
     ("rope_attention_factor", c.c_float),
     *_pointers("inv_freq", "windows"),

@@ -15,6 +15,8 @@ from kvik.checkpoint.checkpoint import Checkpoint
 from kvik.checkpoint.spec import DecoderSpec
 from kvik.config import RunnerOptions
 from kvik.errors import BackendError, NotEnoughMemoryError
+from kvik.runners.balance import balanced
+from kvik.runners.forms import GROUP
 from kvik.runners.native.library import FORMS, ROLES, SpecStruct, address, as_contiguous, call, load_library
 from kvik.runners.native.machine import available, best_isa, cores
 from kvik.runners.native.marshal import Answer, plan_struct
@@ -27,9 +29,18 @@ class NativeRunner:
 
     name = "native"
 
-    def __init__(self, options: RunnerOptions, *, weights: str = "auto", kv_dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        options: RunnerOptions,
+        *,
+        weights: str = "auto",
+        kv_dtype: str = "auto",
+        group_size: int = GROUP,
+        symmetric: bool = False,
+    ) -> None:
         self._library = load_library()
         self._options, self._weights, self._kv_dtype = options, weights, kv_dtype
+        self._group_size, self._symmetric = group_size, symmetric
         self._isa = best_isa() if options.isa == "auto" else options.isa
         refusal = available().get(self._isa, "this build does not have it")
         if refusal is not None:
@@ -50,14 +61,17 @@ class NativeRunner:
         return self._spec
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Pack every tensor straight from the checkpoint's map. Raises CheckpointError, NotEnoughMemoryError."""
+        """Pack every tensor straight from the checkpoint's map, quantized ones from the balanced model's. Raises
+        CheckpointError, NotEnoughMemoryError.
+        """
         self.close()
         spec = checkpoint.spec
         form = weight_form(self._weights, spec.dtype)
         self._model = self._create(spec, form, kv_form(self._kv_dtype, form))
         self._spec = spec
+        source = balanced(checkpoint, form)
         for name in spec.tensor_shapes():
-            tensor = checkpoint.tensor(name)
+            tensor = source.tensor(name)
             layer, role = (int(name.split(".")[1]), name.split(".")[2]) if "." in name else (-1, name)
             data = as_contiguous(tensor.data)
             rows, columns = data.shape if data.ndim == 2 else (1, data.shape[0])
@@ -65,7 +79,7 @@ class NativeRunner:
                 self._library.kvik_load,
                 *(self._model, ROLES.index(role), layer, address(data), FORMS[tensor.dtype], rows, columns),
             )
-            checkpoint.release(name)
+            source.release(name)
 
     def _create(self, spec: DecoderSpec, form: str, kv: str) -> int:
         inv_freq = spec.rope.inv_freq(spec.head_dim)
@@ -78,6 +92,7 @@ class NativeRunner:
         struct.weight_form, struct.kv_form = FORMS[form], FORMS[kv]
         struct.naive_attention = self._options.attention == "naive"
         struct.threads = self._options.threads or cores()
+        struct.weight_group, struct.weight_symmetric = self._group_size, self._symmetric
         struct.rope_attention_factor = spec.rope.attention_factor
         struct.inv_freq, struct.windows = address(inv_freq), address(windows)
         try:

@@ -2,8 +2,8 @@
 
 Each row is computed as if it were alone, so what a row produces cannot depend on its neighbours; and since the decoder
 treats tokens one by one, not on chunking either. Weights and KV are held as float32; asking for bf16, int8 or int4
-replaces their values by what that form keeps and still computes in float32, which is what such a model with perfect
-arithmetic would answer.
+replaces their values by what that form keeps (int8 and int4 of the balanced model) and still computes in float32,
+which is what such a model with perfect arithmetic would answer.
 This file knows nothing of how a token is drawn from logits, nor of policy.
 """
 
@@ -16,6 +16,8 @@ import numpy as np
 from kvik.checkpoint.checkpoint import Checkpoint
 from kvik.config import RunnerOptions
 from kvik.errors import ConfigError, NotEnoughMemoryError
+from kvik.runners.balance import balanced
+from kvik.runners.forms import GROUP
 from kvik.runners.reference import sampling
 from kvik.runners.reference.attention import attend
 from kvik.runners.reference.decoder import Decoder
@@ -31,17 +33,26 @@ class ReferenceRunner:
     """The Runner protocol in plain numpy. `options.attention` may be flash or naive: both are the same here.
 
     weights: auto holds bf16 and f32 exactly and rounds f16 to bf16; f32 holds all exactly; bf16 rounds; int8 and int4
-    quantize every matrix (`quantized.py`).
+    balance the channels (`kvik/runners/balance.py`) and quantize every matrix (`quantized.py`).
+    group_size: inputs that share an int4 scale, 32, 64 or 128. symmetric: without a zero point of their own.
     kv_dtype: auto and f32 hold float32; bf16 rounds; int8 quantizes each token's key and value, head by head.
     Raises ConfigError for any other form.
     """
 
-    def __init__(self, options: RunnerOptions, *, weights: str = "auto", kv_dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        options: RunnerOptions,
+        *,
+        weights: str = "auto",
+        kv_dtype: str = "auto",
+        group_size: int = GROUP,
+        symmetric: bool = False,
+    ) -> None:
         for name, value in (("weights", weights), ("kv_dtype", kv_dtype)):
             if value not in FORMS[name]:
                 raise ConfigError(f"{name} is {value!r}; the reference runner holds one of {', '.join(FORMS[name])}")
         self._options = options
-        self._weights = weights
+        self._weights, self._group_size, self._symmetric = weights, group_size, symmetric
         self._kv_form = "f32" if kv_dtype == "auto" else kv_dtype
         self._weight_bytes = 0
         self._decoder: Decoder | None = None
@@ -60,13 +71,17 @@ class ReferenceRunner:
         spec = checkpoint.spec
         require_memory(spec.num_parameters() * 4, f"the float32 weights of {checkpoint.name}", "use a smaller model")
         form = weight_form(self._weights, spec.dtype)
+        source = balanced(checkpoint, form)
         weights: dict[str, Float32] = {}
         for name in spec.tensor_shapes():
-            tensor = checkpoint.tensor(name)
-            weights[name] = tensor.float32() if tensor.dtype == form else kept_weight(tensor.float32(), form)
-            checkpoint.release(name)
+            tensor = source.tensor(name)
+            weights[name] = tensor.float32() if tensor.dtype == form else self._kept(tensor.float32(), form)
+            source.release(name)
         self._decoder, self._cache = Decoder(spec, weights), None
         self._weight_bytes = sum(w.nbytes for w in weights.values())
+
+    def _kept(self, values: Float32, form: str) -> Float32:
+        return kept_weight(values, form, self._group_size, symmetric=self._symmetric)
 
     def kv_bytes_per_token(self) -> int:
         spec = self._loaded().spec

@@ -47,7 +47,7 @@ def test_scales_are_streamed_with_the_weights() -> None:
     rows = 28 * (2048 + 3 * 1024 + 2 * 3072 + 1024)
     eight = Cost(replace(QWEN, tied_head=False), Forms("int8", "int8"))
     assert eight.streamed_weight_bytes() == 28 * LAYER + HEAD + 4 * (rows + 151936) + 4 * NORMS
-    assert Cost(QWEN, Forms("int4", "int8")).streamed_weight_bytes() == (28 * LAYER + HEAD) * 9 // 16 + 4 * NORMS
+    assert Cost(QWEN, Forms("int4", "int8")).streamed_weight_bytes() == (28 * LAYER + HEAD) * 19 // 32 + 4 * NORMS
     assert eight.kv_bytes_per_token() == 28 * 8 * 2 * (128 + 4)
 
 

@@ -10,14 +10,16 @@ import pytest
 
 from kvik.cli.bench import decode, prefill
 from kvik.cli.chat import command as chat
+from kvik.cli.compare import compare
 from kvik.cli.evaluate import ppl
 from kvik.cli.generate import command as generate
 from kvik.cli.info import command as info
 from kvik.cli.options import SAMPLING_HELP, Size, engine_fields, engine_options, flag_name, sampling_options
+from kvik.cli.throughput import throughput
 from kvik.config import EngineConfig
 from kvik.request import SamplingParams
 
-COMMANDS = [generate, chat, info, decode, prefill, ppl]
+COMMANDS = [generate, chat, info, decode, prefill, compare, throughput, ppl]
 
 
 def parse(decorator: Any, *args: str) -> Any:

@@ -101,7 +101,7 @@ NORMS = 28 * (2 * 1024 + 2 * 128) + 1024
 
 
 @pytest.mark.parametrize(
-    ("weights", "matrices"), [("int8", MATRICES + 4 * ROWS), ("int4", MATRICES // 2 + 2 * MATRICES // 32)]
+    ("weights", "matrices"), [("int8", MATRICES + 4 * ROWS), ("int4", MATRICES // 2 + 3 * MATRICES // 32)]
 )
 def test_figures_of_quantized_weights(weights: str, matrices: int) -> None:
     spec = open_checkpoint("dummy:qwen3-0.6b").spec

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvik.checkpoint import open_checkpoint
 from kvik.checkpoint.checkpoint import Tensor, float32_to_bf16
 from kvik.checkpoint.spec import DecoderSpec, RopeSpec
-from kvik.config import RunnerOptions
+from kvik.config import EngineConfig, RunnerOptions
 from kvik.errors import ConfigError, NotEnoughMemoryError
+from kvik.runners.choose import create_runner
 from kvik.runners.reference import ReferenceRunner
 from kvik.runners.reference.quantized import round_to_bf16
 from kvik.runners.runner import MemoryUse
@@ -119,6 +121,23 @@ def test_an_unknown_form_is_refused_by_name(wrong: dict[str, str]) -> None:
     ((name, value),) = wrong.items()
     with pytest.raises(ConfigError, match=f"{name} is '{value}'; the reference runner holds one of auto, f32, bf16"):
         ReferenceRunner(RunnerOptions(), **wrong)
+
+
+def test_options_of_int4_reach_the_weights() -> None:
+    answers = {}
+    for size, symmetric in ((32, False), (64, False), (64, True)):
+        asked = {"weights": "int4", "weight_group_size": size, "weight_symmetric": symmetric, "backend": "reference"}
+        runners = (
+            create_runner(EngineConfig.from_options(**asked)),
+            ReferenceRunner(RunnerOptions(), weights="int4", group_size=size, symmetric=symmetric),
+        )
+        for runner in runners:
+            runner.load(open_checkpoint("dummy:tiny-qwen3"))
+            runner.allocate(1, 32)
+        chosen, direct = (runner.logits(plan([1, 5, 3])) for runner in runners)
+        assert (chosen == direct).all()
+        answers[size, symmetric] = direct.tobytes()
+    assert len(set(answers.values())) == 3
 
 
 def test_a_cache_no_machine_holds_is_refused_before_it_is_made() -> None:
