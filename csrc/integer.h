@@ -12,32 +12,41 @@
 namespace KVIK_ISA {
 
 // acc += for every column the sum of four products: unsigned bytes of weights times signed bytes of activations.
-KVIK_INLINE ireg dot4(ireg acc, ireg weights, ireg act) {
 #if defined(__AVX512VNNI__)
+KVIK_INLINE ireg dot4(ireg acc, ireg weights, ireg act) {
     return (ireg)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)weights, (__m512i)act);
+}
 #elif defined(__AVXVNNI__)
+KVIK_INLINE ireg dot4(ireg acc, ireg weights, ireg act) {
     return (ireg)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)weights, (__m256i)act);
-#elif defined(__AVX512BW__)
-    // Even and odd bytes apart, as words: VPMADDUBSW would saturate.
-    const __m512i w = (__m512i)weights, a = (__m512i)act;
-    const __m512i even = _mm512_and_si512(w, _mm512_set1_epi16(255)), odd = _mm512_srli_epi16(w, 8);
-    const __m512i act_even = _mm512_srai_epi16(_mm512_slli_epi16(a, 8), 8), act_odd = _mm512_srai_epi16(a, 8);
-    return acc + (ireg)_mm512_madd_epi16(even, act_even) + (ireg)_mm512_madd_epi16(odd, act_odd);
+}
+#elif defined(__SSE2__)
+#define KVIK_WORDS
+// Even and odd bytes apart, as words: VPMADDUBSW would saturate.
+typedef int16_t words __attribute__((vector_size(REGISTER_BYTES)));
+typedef uint16_t u16reg __attribute__((vector_size(REGISTER_BYTES)));
+KVIK_INLINE ireg dot2(ireg acc, words weights, words act) {
+#if defined(__AVX512BW__)
+    return acc + (ireg)_mm512_madd_epi16((__m512i)weights, (__m512i)act);
 #elif defined(__AVX2__)
-    const __m256i w = (__m256i)weights, a = (__m256i)act;
-    const __m256i even = _mm256_and_si256(w, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(w, 8);
-    const __m256i act_even = _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8), act_odd = _mm256_srai_epi16(a, 8);
-    return acc + (ireg)_mm256_madd_epi16(even, act_even) + (ireg)_mm256_madd_epi16(odd, act_odd);
+    return acc + (ireg)_mm256_madd_epi16((__m256i)weights, (__m256i)act);
 #else
-    // A byte of weights and one of activations in the low half of a lane; their product needs 16 bits.
-    for (int i = 0; i < 4; i++) {
-        acc += (ireg)((ureg)weights & 255u) * ((ireg)((ureg)act << 24) >> 24);
-        weights = (ireg)((ureg)weights >> 8);
-        act = (ireg)((ureg)act >> 8);
-    }
-    return acc;
+    return acc + (ireg)_mm_madd_epi16((__m128i)weights, (__m128i)act);
 #endif
 }
+KVIK_INLINE ireg dot4(ireg acc, ireg weights, ireg act) {
+    const words w = (words)weights, a = (words)act;
+    const words odd = (words)((u16reg)w >> 8);
+    return dot2(dot2(acc, w & 255, (a << 8) >> 8), odd, a >> 8);
+}
+#else
+KVIK_INLINE ireg dot4(ireg acc, ireg weights, ireg act) {
+    for (int i = 0; i < 4; i++) {
+        acc += (ireg)((ureg)weights >> (8 * i) & 255u) * ((ireg)((ureg)act << (24 - 8 * i)) >> 24);
+    }
+    return acc;
+}
+#endif
 
 // Whole activations against whole weights.
 struct Whole {
@@ -81,7 +90,7 @@ KVIK_INLINE void add_low(ireg (&acc)[N], const ActBlock& row, const char* block,
     }
 }
 
-// R rows (side by side) times one K-block, into registers. ALL_LOW: every row has low bits, and they are multiplied along.
+// R rows (side by side) times one K-block, into registers. ALL_LOW: every row has low bits, multiplied along.
 template <bool ALL_LOW, int R, int N, class Fetch>
 KVIK_INLINE void multiply_block(ireg (&acc)[R][N], const ActBlock* a, const char* block, int column, Fetch ahead) {
     ireg low[R][N];
@@ -167,8 +176,8 @@ KVIK_INLINE void whole_of(int rows, const ActBlock* a, int64_t stride, const Blo
     }
 }
 
-// panel_product for every form: at most F::ROWS rows of activations x panel into out[rows, 32], as MODE says. `stride`: values
-// from one row to the next, or ActBlocks from one K-block to the next.
+// panel_product for every form: at most F::ROWS rows of activations x panel into out[rows, 32], as MODE says.
+// `stride`: values from one row to the next, or ActBlocks from one K-block to the next.
 template <class F, Mode MODE = FRESH, class Blocks, class Fetch>
 KVIK_INLINE void product(int rows, const typename F::act* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
                          Fetch ahead, float* out, int64_t out_stride, const float* scales = nullptr) {

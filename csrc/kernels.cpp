@@ -106,7 +106,41 @@ static double peak_of_bf16(double seconds) {
 static double peak_of_bf16(double seconds) { return peak_of_f32(seconds); }
 #endif
 
+#if defined(KVIK_AMX) && !defined(KVIK_AMX_EMULATED)
+static double peak_of_int8(double seconds) {
+    tiles_begin();
+    double result = rate(seconds, 2.0 * ROUNDS * 4 * 16 * 16 * 64, [] {
+        for (int i = 0; i < ROUNDS; i++)
+            asm volatile(
+                "tdpbusd %tmm6, %tmm4, %tmm0\n\ttdpbusd %tmm7, %tmm4, %tmm1\n\t"
+                "tdpbusd %tmm6, %tmm5, %tmm2\n\ttdpbusd %tmm7, %tmm5, %tmm3");
+    });
+    tiles_end();
+    return result;
+}
+#else
+static double peak_of_int8(double seconds) {
+    constexpr int CHAINS = REGISTER_BYTES == 64 ? 20 : 10;
+    ireg acc[CHAINS] = {}, x = {}, y = {}, z = {};
+    return rate(seconds, 2.0 * ROUNDS * CHAINS * REGISTER_BYTES, [&] {
+        asm volatile("" : "+x"(y), "+x"(z));
+        for (int i = 0; i < ROUNDS; i++)
+#pragma GCC unroll 20
+            for (int c = 0; c < CHAINS; c++) {
+                asm volatile("" : "+x"(x));  // or one product would serve every chain
+#if defined(KVIK_WORDS)
+                acc[c] = dot2(dot2(acc[c], (words)x, (words)y), (words)x, (words)z);
+#else
+                acc[c] = dot4(acc[c], x, y);
+#endif
+            }
+        for (int c = 0; c < CHAINS; c++) asm volatile("" : "+x"(acc[c]));
+    });
+}
+#endif
+
 static double peak(int32_t form, double seconds) {
+    if (form == KVIK_INT8) return peak_of_int8(seconds);
     return form == KVIK_F32 ? peak_of_f32(seconds) : peak_of_bf16(seconds);
 }
 

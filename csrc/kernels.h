@@ -90,7 +90,7 @@ struct RopeStoreArgs {
     const TokenRun* runs;
     KvLayout kv;
     char* kv_layer;
-    void* q;  // activations: [kv_heads, tokens, group, padded(head_dim)], or ActBlocks [kv_heads, K-blocks, tokens, group]
+    void* q;  // [kv_heads, tokens, group, padded(head_dim)] values, or [kv_heads, K-blocks, tokens, group] ActBlocks
     int64_t num_tokens;
     ActForm form;
 };

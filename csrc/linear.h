@@ -122,10 +122,11 @@ KVIK_INLINE const ActBlock* blocks_of(const LinearArgs& args, int64_t row, int64
 
 // int8: bytes multiplied where they lie.
 KVIK_INLINE void multiply_int8(const LinearArgs& args, int64_t panel, int64_t row, int64_t rows, float* sums) {
+    const InOrder bytes{args.weights.panel(panel), BYTE_BLOCK_BYTES};
     int64_t number = 0;
     in_pieces<Whole>(rows, [&](int64_t r, int piece) {
-        product<Whole>(piece, blocks_of(args, row + r, 0), kvik::ACT_ROWS, InOrder{args.weights.panel(panel), BYTE_BLOCK_BYTES},
-                       args.weights.kblocks, ahead_of(args.weights, panel, number++, piece == rows, Whole::STEPS),
+        const Ahead ahead = ahead_of(args.weights, panel, number++, piece == rows, Whole::STEPS);
+        product<Whole>(piece, blocks_of(args, row + r, 0), kvik::ACT_ROWS, bytes, args.weights.kblocks, ahead,
                        sums + r * PANEL, PANEL);
     });
 }

@@ -222,8 +222,8 @@ void Step::embed_and_rotate() {
 }
 
 void Step::norm(const float* weight, const int32_t* rows, int64_t count) {
-    NormArgs args{a_.x, m_.hidden(), m_.spec.hidden_size, weight, m_.spec.rms_norm_eps, rows, a_.normed, act_stride(m_.hidden()),
-                  m_.act_form()};
+    NormArgs args{a_.x, m_.hidden(), m_.spec.hidden_size, weight, m_.spec.rms_norm_eps, rows, a_.normed,
+                  act_stride(m_.hidden()), m_.act_form()};
     each(count, 4, [&](int64_t begin, int64_t end) { k_.rms_norm(args, begin, end); });
     barrier();
 }
@@ -240,8 +240,8 @@ const void* Step::quantized(const void* rows, int64_t columns) {
 void Step::linear(const Matrix& weights, const void* act, int64_t inputs, int64_t rows, const float* bias,
                   Epilogue epilogue, float* out, int64_t out_stride, void* act_out, int64_t act_out_stride,
                   int64_t columns) {
-    LinearArgs args{weights, act, act_stride(inputs), bias, epilogue, out, out_stride, act_out, act_out_stride, m_.row_form(),
-                    columns};
+    LinearArgs args{weights, act, act_stride(inputs), bias, epilogue, out, out_stride, act_out,
+                    act_out_stride, m_.row_form(), columns};
     const int64_t fitting = std::max<int64_t>(48, L2_BUDGET / act_bytes(m_.act_form(), inputs) / 48 * 48);
     if (rows <= fitting) {
         m_.claims.each_guided(phase_++, weights.panels, m_.pool.size(),
@@ -282,9 +282,9 @@ void Step::attention(int index, int thread) {
     each(static_cast<int64_t>(runs_.size()) * m_.spec.num_kv_heads, 2,
          [&](int64_t begin, int64_t end) { k_.rope_store(store, begin, end); });
     barrier();
-    AttendArgs args{&m_.spec, items_.data(), m_.windows[index], partition_, a_.q, tokens_, plan_.positions, plan_.block_tables,
-                    plan_.table_width, m_.kv, kv_layer(index), a_.attended, m_.k_column(), m_.row_form(), a_.partials,
-                    partial_stride_};
+    AttendArgs args{&m_.spec, items_.data(), m_.windows[index], partition_, a_.q, tokens_, plan_.positions,
+                    plan_.block_tables, plan_.table_width, m_.kv, kv_layer(index), a_.attended, m_.k_column(),
+                    m_.row_form(), a_.partials, partial_stride_};
     char* scratch = m_.scratch_arena.data() + thread * scratch_bytes_;
     m_.claims.each_guided(phase_++, static_cast<int64_t>(items_.size()), m_.pool.size(),
                           [&](int64_t begin, int64_t end) { k_.attend(args, begin, end, scratch); });

@@ -14,6 +14,7 @@ from kvik.runners.native.library import FORMS, address, as_contiguous, call, loa
 from kvik.runners.native.marshal import Answer, sample_struct
 from kvik.step import Float32, Int32, SamplePlan, StepPlan, TopLogprobs, as_int32
 
+PEAKS = ("int8", "bf16", "f32")
 EMULATED = "amx-emulated"
 """Plain C++ in the place of tile instructions: for tests, never chosen by itself."""
 
@@ -48,12 +49,12 @@ def best_isa() -> str:
 def roofline(threads: int, *, isa: str = "auto", seconds: float = 0.5, read_bytes: int = 1 << 30) -> dict[str, Any]:
     """Measure the limits now, with `threads` threads.
 
-    `read_bandwidth` in bytes/s over a buffer of `read_bytes`; `matrix_peak` in operations/s by form (bf16: a multiply
-    and an add count two).
+    `read_bandwidth` in bytes/s over a buffer of `read_bytes`; `matrix_peak` in operations/s by form (a multiply and an
+    add count two).
     """
     library = load_library()
     name = best_isa() if isa == "auto" else isa
-    peaks = {form: library.kvik_matrix_peak(name.encode(), FORMS[form], threads, seconds) for form in ("bf16", "f32")}
+    peaks = {form: library.kvik_matrix_peak(name.encode(), FORMS[form], threads, seconds) for form in PEAKS}
     bandwidth = library.kvik_read_bandwidth(threads, read_bytes, seconds)
     return {"isa": name, "threads": threads, "read_bandwidth": bandwidth, "matrix_peak": peaks}
 
