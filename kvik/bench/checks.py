@@ -87,6 +87,22 @@ def limits_of(samples: Sequence[Sample], summary: Mapping[str, Any], stated: Map
     }
 
 
+def compare_engines(samples: Sequence[Sample], metric: str, unit: str) -> dict[str, Any]:
+    """For every peer that stands in the samples: its own speed, and how many times as fast the measured engine is.
+
+    A ratio is taken within each sample, where both ran one after the other, never between medians.
+    """
+    return {
+        label: {
+            "speed": summarize([float(sample["peers"][label][metric]) for sample in samples], metric=metric, unit=unit),
+            "ratio": summarize(
+                [sample[metric] / sample["peers"][label][metric] for sample in samples], metric="ratio", unit="x"
+            ),
+        }
+        for label in samples[0]["peers"]
+    }
+
+
 def run_checks(result: Mapping[str, Any]) -> list[Check]:
     """Every identity that a result must satisfy, computed again from its raw samples.
 
@@ -100,6 +116,7 @@ def run_checks(result: Mapping[str, Any]) -> list[Check]:
             _tokens(result),
             _limits(result),
             _physics(result),
+            *([_peers(result), _asked(result)] if "comparison" in result else []),
         ]
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise EvidenceError(f"the result is malformed: {type(error).__name__}: {error}") from error
@@ -168,3 +185,22 @@ def _physics(result: Mapping[str, Any]) -> Check:
         return _verdict(name, True, limits.get("does_not_bind") or "no limit is defined for this kind")
     median, best = result["summary"]["median"], limits["best_roof"]
     return _verdict(name, median <= best, f"median {median:.6g}, limit {best:.6g} {result['summary']['unit']}")
+
+
+def _peers(result: Mapping[str, Any]) -> Check:
+    summary = result["summary"]
+    again = compare_engines(result["samples"], summary["metric"], summary["unit"])
+    return _compare("comparison follows from the samples", result["comparison"], again)
+
+
+def _asked(result: Mapping[str, Any]) -> Check:
+    """Every engine, in every sample: as many tokens as were asked for, and a rate that follows from its own times."""
+    asked, wrong = result["workload"]["output_tokens"], []
+    for sample in result["samples"]:
+        for label, one in {result["options"]["engine"]: sample, **sample["peers"]}.items():
+            if one["output_tokens"] != asked:
+                wrong.append(f"{label} gave {one['output_tokens']}")
+            if not (one["seconds"] > 0 and _same(one["tokens_per_s"], one["tokens"] / one["seconds"])):
+                wrong.append(f"{label} has a rate that is not its tokens over its seconds")
+    detail = "; ".join(dict.fromkeys(wrong)) or f"{asked} each"
+    return _verdict("every engine gave the tokens asked for", not wrong, detail)
