@@ -46,6 +46,21 @@ KVIK_INLINE f32x16 from_f16(u16x16 v) {
 #endif
 }
 
+// As many as a register takes.
+KVIK_INLINE reg from_f16_at(const uint16_t* p) {
+#if defined(__AVX512F__)
+    return (reg)_mm512_cvtph_ps(load_as<__m256i>(p));
+#elif defined(__F16C__)
+    return (reg)_mm256_cvtph_ps(load_as<__m128i>(p));
+#else
+    typedef uint16_t few __attribute__((vector_size(REGISTER_BYTES / 2)));
+    const ureg h = __builtin_convertvector(load_as<few>(p), ureg), sign = (h & 0x8000u) << 16, m = h & 0x7fffu;
+    const ureg normal = (m << 13) + 0x38000000u, special = (m << 13) | 0x7f800000u;
+    const ureg small = (ureg)(__builtin_convertvector(m, reg) * 5.9604644775390625e-8f);  // 2^-24
+    return (reg)((m < 0x400u ? small : (m < 0x7c00u ? normal : special)) | sign);
+#endif
+}
+
 KVIK_INLINE uint16_t to_f16(float x) { return to_f16(splat(x))[0]; }
 KVIK_INLINE float from_f16(uint16_t h) { return from_f16(u16x16{} + h)[0]; }
 

@@ -8,6 +8,7 @@
 #include "activations.h"
 #include "layout.h"
 #include "matmul.h"
+#include "unpack.h"
 
 namespace KVIK_ISA {
 
@@ -48,11 +49,17 @@ KVIK_INLINE ireg dot4(ireg acc, ireg weights, ireg act) {
 }
 #endif
 
-// Whole activations against whole weights.
+KVIK_INLINE ireg four_of(const int8_t* act, int quad) { return ireg{} + load_as<int32_t>(act + quad * 4); }
+
+// ---- How the K-blocks of a panel are read and multiplied. `for_quads` calls body(quad, weights) for every four inputs
+// of a block; `dot` adds their products up; `sum` makes what it adds up 32-bit integers; `correction` takes away what
+// the stored numbers have too much; `scale` is that of each column where a block has its own.
+
+// Whole activations against bytes.
 struct Whole {
     typedef ActBlock act;
     static constexpr int64_t BLOCK_BYTES = KBLOCK * PANEL, STEPS = KBLOCK / 4, PER = KBLOCK;
-    static constexpr bool ALL_LOW = false;
+    static constexpr bool ALL_LOW = false, SCALED = false;
     // Columns and rows of sums that fit the registers; ROWS divides ACT_ROWS.
 #if defined(__AVX512F__)
     static constexpr int COLUMNS = 32, ROWS = 8;
@@ -63,76 +70,115 @@ struct Whole {
 #else
     static constexpr int COLUMNS = 16, ROWS = 2;
 #endif
-    static constexpr int QUADS = KBLOCK / 4, QUAD_BYTES = PANEL * 4;
+
+    template <int N, class Fetch, class Body>
+    static KVIK_INLINE void for_quads(const char* block, int column, Fetch ahead, Body body) {
+        const char* at = block + column * 4;
+#pragma GCC unroll 1
+        for (int quad = 0; quad < STEPS; quad++, at += PANEL * 4) {
+            ahead.pair(quad);
+            ireg w[N];
+#pragma GCC unroll 8
+            for (int n = 0; n < N; n++) w[n] = load_as<ireg>(at + n * REGISTER_BYTES);
+            body(quad, w);
+        }
+    }
+    static KVIK_INLINE ireg dot(ireg acc, ireg weights, ireg act) { return dot4(acc, weights, act); }
+    static KVIK_INLINE ireg sum(ireg acc) { return acc; }
+    static KVIK_INLINE ireg correction(const char*, int, int32_t bias) { return ireg{} + bias; }
+    static KVIK_INLINE reg scale(const char*, int) { return reg{} + 1.0f; }
 };
-// The same where every block has low bits, and both products are made side by side.
+
+// The same where every block of activations has low bits, and both products are made side by side.
 struct WholeAndLow : Whole {
     static constexpr bool ALL_LOW = true;
     static constexpr int ROWS = Whole::ROWS / 2;
 };
 
-template <int N>
-KVIK_INLINE void load_quad(const char* block, int quad, int column, ireg (&w)[N]) {
+// Whole activations against nibbles.
+struct Nibbles : Whole {
+    static constexpr int64_t BLOCK_BYTES = kvik::INT4_LIFTS + PANEL;
+    static constexpr bool SCALED = true;
+
+    template <int N, class Fetch, class Body>
+    static KVIK_INLINE void for_quads(const char* block, int column, Fetch ahead, Body body) {
+        const char* at = block + column * 4;
+        u8reg lift[N] = {};
+#if !defined(KVIK_WORDS)
 #pragma GCC unroll 8
-    for (int n = 0; n < N; n++)
-        w[n] = load_as<ireg>(block + quad * Whole::QUAD_BYTES + column * 4 + n * REGISTER_BYTES);
-}
-KVIK_INLINE ireg four_of(const int8_t* act, int quad) { return ireg{} + load_as<int32_t>(act + quad * 4); }
-
-// The product of a row's high bits (with its bias) made one of all its bits.
-template <int N>
-KVIK_INLINE void add_low(ireg (&acc)[N], const ActBlock& row, const char* block, int column) {
-    for (int n = 0; n < N; n++) acc[n] = ((acc[n] - row.bias) << 8) + row.bias;
-    for (int quad = 0; quad < Whole::QUADS; quad++) {
-        ireg w[N];
-        load_quad(block, quad, column, w);
-        for (int n = 0; n < N; n++) acc[n] = dot4(acc[n], w[n], four_of(row.low, quad));
+        for (int n = 0; n < N; n++) lift[n] = lifts_of(block, column + n * REG_LANES);
+#endif
+#pragma GCC unroll 1
+        for (int quad = 0; quad < STEPS / 2; quad++, at += PANEL * 4) {
+            ahead.pair(2 * quad);
+            ahead.pair(2 * quad + 1);
+            ireg low[N], high[N];
+#pragma GCC unroll 8
+            for (int n = 0; n < N; n++) {
+                const ureg both = load_as<ureg>(at + n * REGISTER_BYTES);
+                low[n] = (ireg)((u8reg)(both & 0x0f0f0f0fu) + lift[n]);
+                high[n] = (ireg)((u8reg)(both >> 4 & 0x0f0f0f0fu) + lift[n]);
+            }
+            body(quad, low);
+            body(quad + STEPS / 2, high);
+        }
     }
-}
+    static KVIK_INLINE reg scale(const char* block, int column) { return scales_of_int4(block, column); }
 
-// R rows (side by side) times one K-block, into registers. ALL_LOW: every row has low bits, multiplied along.
-template <bool ALL_LOW, int R, int N, class Fetch>
+#if defined(KVIK_WORDS)
+    // Products of nibbles are small enough for words: a pair is at most 15 * 128 * 2, and eight of those fit.
+    static KVIK_INLINE ireg dot(ireg acc, ireg weights, ireg act) {
+#if defined(__AVX512BW__)
+        return (ireg)((words)acc + (words)_mm512_maddubs_epi16((__m512i)weights, (__m512i)act));
+#elif defined(__AVX2__)
+        return (ireg)((words)acc + (words)_mm256_maddubs_epi16((__m256i)weights, (__m256i)act));
+#else
+        const words w = (words)weights, a = (words)act;
+        return (ireg)((words)acc + (w & 255) * ((a << 8) >> 8) + (words)((u16reg)w >> 8) * (a >> 8));
+#endif
+    }
+    static KVIK_INLINE ireg sum(ireg acc) { return dot2(ireg{}, (words)acc, words{} + 1); }
+    // A nibble is zero points too large: zero times the sum of the row, which the bias has times -128.
+    static KVIK_INLINE ireg correction(const char* block, int column, int32_t bias) {
+        typedef uint8_t few __attribute__((vector_size(REGISTER_BYTES / 4)));
+        const few lifts = load_as<few>(block + kvik::INT4_LIFTS + column);
+        return (kvik::BYTE_OFFSET - __builtin_convertvector(lifts, ireg)) * (bias / kvik::BYTE_OFFSET);
+    }
+#endif
+};
+
+// R rows (side by side) times one K-block, uncorrected. LOW: their low bits.
+template <class F, bool LOW, int R, int N, class Fetch>
 KVIK_INLINE void multiply_block(ireg (&acc)[R][N], const ActBlock* a, const char* block, int column, Fetch ahead) {
-    ireg low[R][N];
+    constexpr int TERMS = F::ALL_LOW ? 2 : 1;
+    ireg part[TERMS][R][N] = {};
+    F::template for_quads<N>(block, column, ahead, [&](int quad, const ireg(&w)[N]) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+#pragma GCC unroll 2
+            for (int t = 0; t < TERMS; t++) {
+                const ireg x = four_of(LOW || t ? a[r].low : a[r].high, quad);
+#pragma GCC unroll 8
+                for (int n = 0; n < N; n++) part[t][r][n] = F::dot(part[t][r][n], w[n], x);
+            }
+        }
+    });
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
         for (int n = 0; n < N; n++) {
-            acc[r][n] = ireg{} + (ALL_LOW ? 0 : a[r].bias);
-            if constexpr (ALL_LOW) low[r][n] = ireg{} + a[r].bias;
+            acc[r][n] = F::sum(part[0][r][n]);
+            if constexpr (F::ALL_LOW) acc[r][n] = (acc[r][n] << 8) + F::sum(part[1][r][n]);
         }
-#pragma GCC unroll 1
-    for (int quad = 0; quad < Whole::QUADS; quad++) {
-        ahead.pair(quad);
-        ireg w[N];
-        load_quad(block, quad, column, w);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) {
-            const ireg x = four_of(a[r].high, quad);
-#pragma GCC unroll 8
-            for (int n = 0; n < N; n++) acc[r][n] = dot4(acc[r][n], w[n], x);
-            if constexpr (ALL_LOW) {
-                const ireg y = four_of(a[r].low, quad);
-#pragma GCC unroll 8
-                for (int n = 0; n < N; n++) low[r][n] = dot4(low[r][n], w[n], y);
-            }
-        }
-    }
-    if constexpr (ALL_LOW) {
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-            for (int n = 0; n < N; n++) acc[r][n] = (acc[r][n] << 8) + low[r][n];
-    }
 }
 
 // R rows times COLUMNS columns of a panel, as MODE says. `stride`: ActBlocks from one K-block to the next.
 template <class F, Mode MODE, int R, class Blocks, class Fetch>
 KVIK_INLINE void whole_rows(const ActBlock* a, int64_t stride, const Blocks& blocks, int64_t kblocks, Fetch ahead,
-                            float* out, int64_t out_stride, const float* scales, int column) {
+                            float* out, int64_t out_stride, int column) {
     constexpr int N = F::COLUMNS / REG_LANES;
     reg sums[R][N] = {};
-    if constexpr (MODE != FRESH) {
+    if constexpr (MODE == CONTINUE) {
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
@@ -142,20 +188,26 @@ KVIK_INLINE void whole_rows(const ActBlock* a, int64_t stride, const Blocks& blo
         const char* block = blocks(k);
         ireg acc[R][N];
         const ActBlock* rows = a + k * stride;
-        multiply_block<F::ALL_LOW>(acc, rows, block, column, ahead.after(k));
+        multiply_block<F, false>(acc, rows, block, column, ahead.after(k));
+        reg own[N];
+#pragma GCC unroll 8
+        for (int n = 0; n < N && F::SCALED; n++) own[n] = F::scale(block, column + n * REG_LANES);
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
             const ActBlock& row = rows[r];
             float scale = F::ALL_LOW ? row.scale * (1.0f / 256) : row.scale;
             if (!F::ALL_LOW && __builtin_expect(row.has_low, 0)) {
-                add_low(acc[r], row, block, column);
+                ireg low[1][N];
+                multiply_block<F, true>(low, &row, block, column, NothingAhead{});
+                for (int n = 0; n < N; n++) acc[r][n] = (acc[r][n] << 8) + low[0][n];
                 scale *= 1.0f / 256;
             }
 #pragma GCC unroll 8
             for (int n = 0; n < N; n++) {
+                const ireg exact = acc[r][n] + F::correction(block, column + n * REG_LANES, row.bias);
                 reg factor = reg{} + scale;
-                if constexpr (MODE == SCALED) factor *= load_as<reg>(scales + k * PANEL + column + n * REG_LANES);
-                sums[r][n] = reg_fma(__builtin_convertvector(acc[r][n], reg), factor, sums[r][n]);
+                if constexpr (F::SCALED) factor *= own[n];
+                sums[r][n] = reg_fma(__builtin_convertvector(exact, reg), factor, sums[r][n]);
             }
         }
     }
@@ -167,12 +219,12 @@ KVIK_INLINE void whole_rows(const ActBlock* a, int64_t stride, const Blocks& blo
 
 template <class F, Mode MODE, int R, class Blocks, class Fetch>
 KVIK_INLINE void whole_of(int rows, const ActBlock* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
-                          Fetch ahead, float* out, int64_t out_stride, const float* scales) {
+                          Fetch ahead, float* out, int64_t out_stride) {
     if (rows == R) {
         for (int column = 0; column < PANEL; column += F::COLUMNS)
-            whole_rows<F, MODE, R>(a, stride, blocks, kblocks, ahead, out, out_stride, scales, column);
+            whole_rows<F, MODE, R>(a, stride, blocks, kblocks, ahead, out, out_stride, column);
     } else if constexpr (R > 1) {
-        whole_of<F, MODE, R - 1>(rows, a, stride, blocks, kblocks, ahead, out, out_stride, scales);
+        whole_of<F, MODE, R - 1>(rows, a, stride, blocks, kblocks, ahead, out, out_stride);
     }
 }
 
@@ -180,11 +232,11 @@ KVIK_INLINE void whole_of(int rows, const ActBlock* a, int64_t stride, const Blo
 // `stride`: values from one row to the next, or ActBlocks from one K-block to the next.
 template <class F, Mode MODE = FRESH, class Blocks, class Fetch>
 KVIK_INLINE void product(int rows, const typename F::act* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
-                         Fetch ahead, float* out, int64_t out_stride, const float* scales = nullptr) {
+                         Fetch ahead, float* out, int64_t out_stride) {
     if constexpr (F::PER == 1)
-        panel_product<F, MODE>(rows, a, stride, blocks, kblocks, ahead, out, out_stride, scales);
+        panel_product<F, MODE>(rows, a, stride, blocks, kblocks, ahead, out, out_stride);
     else
-        whole_of<F, MODE, F::ROWS>(rows, a, stride, blocks, kblocks, ahead, out, out_stride, scales);
+        whole_of<F, MODE, F::ROWS>(rows, a, stride, blocks, kblocks, ahead, out, out_stride);
 }
 
 }  // namespace KVIK_ISA

@@ -1,6 +1,8 @@
 // Linear layers over packed weights, with what follows them done while the result is still in cache.
 #pragma once
 
+#include <type_traits>
+
 #include "activations.h"
 #include "integer.h"
 #include "kernels.h"
@@ -55,7 +57,7 @@ constexpr int64_t STREAM_AHEAD = 8192;
 // `steps`: how often a K-block asks.
 KVIK_INLINE Ahead ahead_of(const kvik::Matrix& weights, int64_t panel, int64_t piece, bool only_piece, int64_t steps) {
     const char* at = weights.panel(panel);
-    if (only_piece) return {at + STREAM_AHEAD, 128, weights.block_bytes()};
+    if (only_piece) return {at + STREAM_AHEAD, weights.block_bytes() / steps, weights.block_bytes()};
     const int64_t fetched = piece * weights.kblocks * steps * 64;
     if (fetched >= weights.panel_bytes()) return {at, 0, 0};
     return {at + weights.panel_bytes() + fetched, 64, steps * 64};
@@ -80,11 +82,13 @@ static void linear_of(const LinearArgs& args, int64_t panel_begin, int64_t panel
     }
 }
 
-// Rows whose sums are kept while a panel of whole numbers is multiplied, and K-blocks unpacked at a time: both stay in
-// the first cache.
-constexpr int64_t SUM_ROWS = 192, UNPACKED = 8;
+// Rows whose sums are kept while a panel of whole numbers is multiplied.
+constexpr int64_t SUM_ROWS = 192;
 
 #if defined(KVIK_AMX)
+
+// K-blocks widened at a time: they stay in the first cache.
+constexpr int64_t UNPACKED = 8;
 
 // Whole numbers on units of bf16: widened a few K-blocks at a time. int4 scales every 32 inputs, int8 the whole.
 template <bool INT4>
@@ -94,13 +98,14 @@ KVIK_INLINE void quantized_panel(const LinearArgs& args, int64_t panel, int64_t 
     alignas(64) float scales[UNPACKED * PANEL];
     const kvik::Matrix& weights = args.weights;
     const auto* act = static_cast<const Bf16::act*>(args.act) + row * args.act_stride;
+    std::memset(sums, 0, rows * PANEL * sizeof(float));
     for (int64_t first = 0; first < weights.kblocks; first += UNPACKED) {
         const int64_t count = weights.kblocks - first < UNPACKED ? weights.kblocks - first : UNPACKED;
         const char* packed = weights.panel(panel) + first * weights.block_bytes();
         for (int64_t k = 0; k < count; k++, packed += weights.block_bytes()) {
             if constexpr (INT4) {
                 unpack_int4(packed, bytes);
-                scales_of_int4(packed, scales + k * PANEL);
+                for (int c = 0; c < PANEL; c += REG_LANES) store_as(scales + k * PANEL + c, scales_of_int4(packed, c));
             }
             widen_bytes(INT4 ? bytes : packed, blocks + k * BF16_BLOCK_BYTES);
         }
@@ -120,43 +125,17 @@ KVIK_INLINE const ActBlock* blocks_of(const LinearArgs& args, int64_t row, int64
     return static_cast<const ActBlock*>(args.act) + kvik::act_block(row, kblock, args.act_stride);
 }
 
-// int8: bytes multiplied where they lie.
-KVIK_INLINE void multiply_int8(const LinearArgs& args, int64_t panel, int64_t row, int64_t rows, float* sums) {
-    const InOrder bytes{args.weights.panel(panel), BYTE_BLOCK_BYTES};
-    int64_t number = 0;
-    in_pieces<Whole>(rows, [&](int64_t r, int piece) {
-        const Ahead ahead = ahead_of(args.weights, panel, number++, piece == rows, Whole::STEPS);
-        product<Whole>(piece, blocks_of(args, row + r, 0), kvik::ACT_ROWS, bytes, args.weights.kblocks, ahead,
-                       sums + r * PANEL, PANEL);
-    });
-}
-
-// int4: unpacked a few K-blocks at a time, while the packed ones after them are fetched.
-KVIK_INLINE void multiply_int4(const LinearArgs& args, int64_t panel, int64_t row, int64_t rows, float* sums) {
-    alignas(64) char blocks[UNPACKED * BYTE_BLOCK_BYTES];
-    alignas(64) float scales[UNPACKED * PANEL];
-    const kvik::Matrix& weights = args.weights;
-    for (int64_t first = 0; first < weights.kblocks; first += UNPACKED) {
-        const int64_t count = weights.kblocks - first < UNPACKED ? weights.kblocks - first : UNPACKED;
-        const char* packed = weights.panel(panel) + first * weights.block_bytes();
-        for (int64_t k = 0; k < count; k++, packed += weights.block_bytes()) {
-            unpack_int4(packed, blocks + k * BYTE_BLOCK_BYTES);
-            scales_of_int4(packed, scales + k * PANEL);
-        }
-        in_pieces<Whole>(rows, [&](int64_t r, int piece) {
-            const Ahead ahead = r == 0 ? Ahead{packed + STREAM_AHEAD, 76, weights.block_bytes()} : Ahead{blocks, 0, 0};
-            product<Whole, SCALED>(piece, blocks_of(args, row + r, first), kvik::ACT_ROWS,
-                                   InOrder{blocks, BYTE_BLOCK_BYTES}, count, ahead, sums + r * PANEL, PANEL, scales);
-        });
-    }
-}
-
+// Bytes and nibbles are multiplied where they lie.
 template <bool INT4>
 KVIK_INLINE void quantized_panel(const LinearArgs& args, int64_t panel, int64_t row, int64_t rows, float* sums) {
-    if constexpr (INT4)
-        multiply_int4(args, panel, row, rows, sums);
-    else
-        multiply_int8(args, panel, row, rows, sums);
+    typedef std::conditional_t<INT4, Nibbles, Whole> F;
+    const InOrder blocks{args.weights.panel(panel), F::BLOCK_BYTES};
+    int64_t number = 0;
+    in_pieces<F>(rows, [&](int64_t r, int piece) {
+        const Ahead ahead = ahead_of(args.weights, panel, number++, piece == rows, F::STEPS);
+        product<F>(piece, blocks_of(args, row + r, 0), kvik::ACT_ROWS, blocks, args.weights.kblocks, ahead,
+                   sums + r * PANEL, PANEL);
+    });
 }
 
 #endif
@@ -175,7 +154,6 @@ static void linear_quantized(const LinearArgs& args, int64_t panel_begin, int64_
     for (int64_t panel = panel_begin; panel < panel_end; panel++) {
         for (int64_t row = row_begin; row < row_end; row += SUM_ROWS) {
             const int64_t rows = row_end - row < SUM_ROWS ? row_end - row : SUM_ROWS;
-            if (INT4 || ACT_OF_INTEGERS != kvik::ACT_INT8) std::memset(sums, 0, rows * PANEL * sizeof(float));
             quantized_panel<INT4>(args, panel, row, rows, sums);
             finish_panel(args, panel, row, static_cast<int>(rows), sums);
         }

@@ -1,7 +1,8 @@
-// Packed whole numbers to what the products take, one K-block at a time, in the first cache.
+// Packed whole numbers to what the products take.
 //
-// Nibbles become the bytes of an int8 K-block, which integer.h multiplies. Matrix units of bf16 (AMX) are so much faster
-// than integer vectors that bytes are widened for them: bf16 holds whole numbers of 8 bits exactly.
+// A nibble and its column's lift are the byte of an int8 K-block, which integer.h multiplies. Matrix units of bf16 (AMX)
+// are so much faster than integer vectors that bytes are widened for them, a K-block at a time in the first cache: bf16
+// holds whole numbers of 8 bits exactly.
 #pragma once
 
 #include "half.h"
@@ -22,6 +23,13 @@ KVIK_INLINE u8reg lifts_of(const char* block, int column) {
     return (u8reg)(pair | pair << 16);
 }
 
+// The scales of the columns from `column` on.
+KVIK_INLINE reg scales_of_int4(const char* block, int column) {
+    return from_f16_at(reinterpret_cast<const uint16_t*>(block + kvik::INT4_NIBBLES) + column);
+}
+
+#if defined(KVIK_AMX)
+
 // An int4 K-block to an int8 K-block: a nibble and its column's lift are the number plus 128.
 KVIK_INLINE void unpack_int4(const char* block, char* out) {
     u8reg lift[kvik::PANEL / REG_LANES];
@@ -34,13 +42,6 @@ KVIK_INLINE void unpack_int4(const char* block, char* out) {
             store_as(out + kvik::INT4_NIBBLES + at, (u8reg)((ureg)v >> 4 & 0x0f0f0f0fu) + lift[i]);
         }
 }
-
-KVIK_INLINE void scales_of_int4(const char* block, float* out) {
-    const auto* scales = reinterpret_cast<const uint16_t*>(block + kvik::INT4_NIBBLES);
-    for (int c = 0; c < kvik::PANEL; c += LANES) store(out + c, from_f16(load_as<u16x16>(scales + c)));
-}
-
-#if defined(KVIK_AMX)
 
 #if defined(__AVX512VBMI__)
 

@@ -6,7 +6,9 @@ Asked of the library, never guessed in Python. This file knows nothing of models
 from __future__ import annotations
 
 import ctypes as c
+import math
 import os
+from pathlib import Path
 from typing import Any
 
 from kvik.errors import BackendError
@@ -19,11 +21,22 @@ EMULATED = "amx-emulated"
 """Plain C++ in the place of tile instructions: for tests, never chosen by itself."""
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores this process may use: by its affinity, and by the processor time its control group is given."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_cores(cgroups)
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def _cgroup_cores(root: Path) -> float | None:
+    """Cores' worth of time per period, as a container sees its limit (version 2, then 1); None without one."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((root / file).read_text() for file in files).split()
+            return int(quota) / int(period) if quota not in ("max", "-1") else None
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return None
 
 
 def available() -> dict[str, str | None]:
