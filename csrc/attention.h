@@ -33,7 +33,7 @@ struct Groups {
 template <class F>
 struct Scratch {
     const char** groups[2];  // [partition / 32] where the groups of this partition and of the next one lie
-    char* blocks;            // widened K-blocks: a group's keys, or 32 dimensions of a partition's values
+    char* blocks;            // widened K-blocks of one group
     float* scores;           // [rows, partition]
     typename F::act* probs;  // [rows, partition], or ActBlocks [partition / 32, rows]
     int64_t probs_stride;
@@ -42,8 +42,7 @@ struct Scratch {
 
     Scratch(Carver& carver, int64_t rows, int64_t partition, int64_t dims) {
         for (const char**& each : groups) each = carver.take<const char*>(partition / GROUP);
-        const int64_t kblocks = dims > partition ? dims / KBLOCK : partition / KBLOCK;
-        blocks = carver.take<char>(kblocks * BF16_BLOCK_BYTES);
+        blocks = carver.take<char>(dims / KBLOCK * BF16_BLOCK_BYTES);
         scores = carver.take<float>(rows * partition);
         probs = carver.take<typename F::act>(rows * partition / F::PER);
         probs_stride = F::PER == 1 ? partition : rows;
@@ -192,42 +191,38 @@ KVIK_INLINE void score_groups(const AttendArgs& args, const Span& span, const ty
     }
 }
 
-// part = probabilities x values.
-template <class F>
-KVIK_INLINE void weigh_values(const AttendArgs& args, const Span& span, const Span& next, int64_t rows,
-                              Scratch<F>& s) {
-    const int64_t dims = args.kv.head_dim_padded(), stride = s.probs_stride;
-    const int64_t bytes = kvik::kblock_bytes(args.kv.form);
-    const Groups values{span.groups.at, args.kv.keys_bytes()};
-    if constexpr (F::PER == GROUP) {
-        std::memset(s.part, 0, rows * dims * sizeof(float));
-        for (int64_t g = 0; g < span.count; g++) {
-            const char* ahead = wanted(values, g, span.count, next.groups, next.count);
-            for (int64_t d = 0; d < dims / PANEL; d++)
-                in_pieces<F>(rows, [&](int64_t r, int piece) {
-                    product<F, CONTINUE>(piece, s.probs + g * stride + r, stride, InOrder{values(g) + d * bytes, 0}, 1,
-                                         Ahead{ahead + d * bytes, 128, 0}, s.part + r * dims + d * PANEL, dims);
-                });
-        }
-        return;
-    }
+// part = (or, from the second group on, +=) probabilities x values of one group.
+template <class F, Mode MODE>
+KVIK_INLINE void weigh_group(const AttendArgs& args, const char* values, const char* ahead, const typename F::act* probs,
+                             int64_t rows, Scratch<F>& s) {
+    const int64_t dims = args.kv.head_dim_padded(), bytes = kvik::kblock_bytes(args.kv.form), stride = s.probs_stride;
     for (int64_t d = 0; d < dims / PANEL; d++) {
-        const Groups blocks{span.groups.at, args.kv.keys_bytes() + d * bytes};
-        float* part = s.part + d * PANEL;
+        const char* block = values + d * bytes;
 #if defined(KVIK_AMX)
         if (args.kv.form == KVIK_INT8) {
-            for (int64_t g = 0; g < span.count; g++) widen_bytes(blocks(g), s.blocks + g * BF16_BLOCK_BYTES);
-            in_pieces<F>(rows, [&](int64_t r, int piece) {
-                product<F>(piece, s.probs + row_at<F>(r, stride), stride, InOrder{s.blocks, BF16_BLOCK_BYTES},
-                           span.count, NothingAhead{}, part + r * dims, dims);
-            });
-            continue;
+            widen_bytes(block, s.blocks);
+            block = s.blocks;
         }
 #endif
         in_pieces<F>(rows, [&](int64_t r, int piece) {
-            product<F>(piece, s.probs + row_at<F>(r, stride), stride, blocks, span.count, NothingAhead{},
-                       part + r * dims, dims);
+            product<F, MODE>(piece, probs + row_at<F>(r, stride), stride, InOrder{block, 0}, 1,
+                             Ahead{ahead + d * bytes, 128, 0}, s.part + r * dims + d * PANEL, dims);
         });
+    }
+}
+
+// part = probabilities x values, in the order of positions.
+template <class F>
+KVIK_INLINE void weigh_values(const AttendArgs& args, const Span& span, const Span& next, int64_t rows,
+                              Scratch<F>& s) {
+    const Groups values{span.groups.at, args.kv.keys_bytes()};
+    for (int64_t g = 0; g < span.count; g++) {
+        const char* ahead = wanted(values, g, span.count, next.groups, next.count);
+        const typename F::act* probs = s.probs + (F::PER == 1 ? g * GROUP : g * s.probs_stride);
+        if (g == 0)
+            weigh_group<F, FRESH>(args, values(g), ahead, probs, rows, s);
+        else
+            weigh_group<F, CONTINUE>(args, values(g), ahead, probs, rows, s);
     }
 }
 

@@ -174,11 +174,17 @@ struct Bf16 {
 enum Mode { FRESH, CONTINUE, SCALED };
 
 // R rows times COLUMNS columns of a panel, from `column` on.
-template <class F, int R, class Blocks, class Fetch>
+template <class F, Mode MODE, int R, class Blocks, class Fetch>
 KVIK_INLINE void product_of_rows(const typename F::act* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
                                  Fetch ahead, float* out, int64_t out_stride, int column) {
     constexpr int N = F::COLUMNS / REG_LANES;
     reg acc[R][N] = {};
+    if constexpr (MODE == CONTINUE) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+            for (int n = 0; n < N; n++) acc[r][n] = load_as<reg>(out + r * out_stride + column + n * REG_LANES);
+    }
     for (int64_t k = 0; k < kblocks; k++)
         F::template multiply<R, N>(acc, a + k * KBLOCK, stride, blocks(k), column, ahead.after(k));
 #pragma GCC unroll 16
@@ -187,14 +193,14 @@ KVIK_INLINE void product_of_rows(const typename F::act* a, int64_t stride, const
         for (int n = 0; n < N; n++) store_as(out + r * out_stride + column + n * REG_LANES, acc[r][n]);
 }
 
-template <class F, int R, class Blocks, class Fetch>
+template <class F, Mode MODE, int R, class Blocks, class Fetch>
 KVIK_INLINE void product_of(int rows, const typename F::act* a, int64_t stride, const Blocks& blocks, int64_t kblocks,
                             Fetch ahead, float* out, int64_t out_stride) {
     if (rows == R) {
         for (int column = 0; column < PANEL; column += F::COLUMNS)
-            product_of_rows<F, R>(a, stride, blocks, kblocks, ahead, out, out_stride, column);
+            product_of_rows<F, MODE, R>(a, stride, blocks, kblocks, ahead, out, out_stride, column);
     } else if constexpr (R > 1) {
-        product_of<F, R - 1>(rows, a, stride, blocks, kblocks, ahead, out, out_stride);
+        product_of<F, MODE, R - 1>(rows, a, stride, blocks, kblocks, ahead, out, out_stride);
     }
 }
 
@@ -272,8 +278,8 @@ constexpr int most_rows() {
 #endif
 }
 
-// act[rows, kblocks * 32] x panel into out[rows, 32], as MODE says (on tiles; elsewhere FRESH). `scales` [kblocks, 32]
-// for SCALED. `out` has room for rows rounded up to 16.
+// act[rows, kblocks * 32] x panel into out[rows, 32], as MODE says. `scales` [kblocks, 32] for SCALED
+// (on tiles). `out` has room for rows rounded up to 16.
 template <class F, Mode MODE = FRESH, class Blocks, class Fetch>
 KVIK_INLINE void panel_product(int rows, const typename F::act* a, int64_t stride, const Blocks& blocks,
                                int64_t kblocks, Fetch ahead, float* out, int64_t out_stride,
@@ -283,8 +289,8 @@ KVIK_INLINE void panel_product(int rows, const typename F::act* a, int64_t strid
 #else
     constexpr bool ON_TILES = false;
 #endif
-    static_assert(ON_TILES || MODE == FRESH, "in registers a product starts anew");
-    if constexpr (!ON_TILES) product_of<F, F::ROWS>(rows, a, stride, blocks, kblocks, ahead, out, out_stride);
+    static_assert(ON_TILES || MODE != SCALED, "K-blocks with scales of their own are multiplied as integers");
+    if constexpr (!ON_TILES) product_of<F, MODE, F::ROWS>(rows, a, stride, blocks, kblocks, ahead, out, out_stride);
 #if defined(KVIK_AMX)
     if constexpr (ON_TILES && MODE == SCALED)
         scaled_on_tiles(rows, a, stride, blocks, kblocks, ahead, scales, out, out_stride);
