@@ -74,7 +74,7 @@ class Vllm:
                 "kv_cache_gib": gibibytes,
                 "max_num_batched_tokens": scheduler.max_num_batched_tokens,
                 "threads": torch.get_num_threads(),
-                "preload": os.environ["LD_PRELOAD"],
+                "preload": ":".join(Path(file).name for file in os.environ["LD_PRELOAD"].split(":")),
             },
         }
 
