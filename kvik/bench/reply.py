@@ -39,7 +39,8 @@ def sample_of(label: str, case: Case, requests: Requests, reply: Mapping[str, An
         events = [Event(*event) for event in reply["events"]]
         output_tokens = sum(reply["output_tokens"])
         window = _WINDOWS[case.kind](case, requests, events, float(reply["seconds"]))
-        first, first_ids = events[0].seconds, list(reply["first_token_ids"])
+        first = next(event.seconds for event in events if event.tokens > 0)
+        first_ids = list(reply["first_token_ids"])
         if len(first_ids) != len(requests.prompts):
             raise ValueError(f"{len(first_ids)} first tokens of {len(requests.prompts)} requests")
     except (KeyError, TypeError, ValueError, IndexError, StopIteration) as error:

@@ -60,7 +60,8 @@ class Run:
 
     def mark(self) -> None:
         """End of a step: an event, if it gave a token."""
-        if not self.events or self.events[-1][1] != self._totals[0] or self.events[-1][3] != self._totals[2]:
+        tokens, ended = (self.events[-1][1], self.events[-1][3]) if self.events else (0, 0)
+        if tokens != self._totals[0] or ended != self._totals[2]:
             self.events.append([time.perf_counter() - self._start, *self._totals])
 
     def finish(self) -> Run:

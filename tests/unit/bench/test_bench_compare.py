@@ -129,7 +129,7 @@ def reply(*events: list[float], outputs: int = 2) -> dict[str, Any]:
 def test_a_decode_is_watched_while_all_decode() -> None:
     (case,) = parse_cases("decode2@5", 3)
     requests = case.draw(0, 99)
-    events = [[0.5, 1, 1, 0], [1.0, 3, 2, 0], [1.5, 5, 2, 0], [2.5, 9, 2, 1], [3.0, 10, 2, 2]]
+    events = [[0.2, 0, 0, 0], [0.5, 1, 1, 0], [1.0, 3, 2, 0], [1.5, 5, 2, 0], [2.5, 9, 2, 1], [3.0, 10, 2, 2]]
     sample = sample_of("x", case, requests, reply(*events))
     assert (sample["tokens"], sample["seconds"], sample["tokens_per_s"]) == (6, 1.5, 4.0)
     assert sample["mean_generated"] == 3
