@@ -100,9 +100,9 @@ KVIK_INLINE float scale_scores(float* scores, const Span& span, int64_t low, int
     return sick != sick ? sick : largest(top);
 }
 
-// Softmax of a row of scores where only [low, high) may be seen: probabilities, their sum, and the largest score. An
-// int8 value is a whole number times its position's scale: these go into the probabilities, and the sum is of them as
-// they were before. Otherwise it is of the probabilities as they are rounded.
+// Softmax of a row of scores, of which `max` is the largest: probabilities and their sum. An int8 value is a whole number
+// times its position's scale: these go into the probabilities, and the sum is of them as they were before. Otherwise it
+// is of the probabilities as they are rounded.
 template <class F>
 KVIK_INLINE void softmax_row(float* scores, const Span& span, const Groups* value_scales, typename F::act* probs,
                              int64_t stride, float max, float& total) {
@@ -161,7 +161,7 @@ KVIK_INLINE Span span_of(const AttendArgs& args, const AttendItem& item, int64_t
 // Memory is asked for two groups before it is read, in the order of reading: keys, values, the next span's keys.
 constexpr int64_t GROUPS_AHEAD = 2;
 
-// The first of `bytes` wanted GROUPS_AHEAD after group g of these groups, which are followed by `then`.
+// Where the group begins that is read GROUPS_AHEAD after group g of `now`, which are followed by those of `then`.
 KVIK_INLINE const char* wanted(const Groups& now, int64_t g, int64_t count, const Groups& then, int64_t then_count) {
     if (g + GROUPS_AHEAD < count) return now(g + GROUPS_AHEAD);
     const int64_t later = g + GROUPS_AHEAD - count;

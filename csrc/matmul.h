@@ -61,8 +61,7 @@ struct InOrder {
 };
 
 // ---- How one K-block is multiplied, by form. An `act` holds PER values; STEPS is how often a block asks for lines
-// ahead. `Acc` counts the machine registers of COLUMNS columns; ROWS at most so
-// many rows are kept in registers at once.
+// ahead; of COLUMNS columns at most ROWS rows are kept in registers at once.
 
 // f32 activations and weights.
 struct F32 {

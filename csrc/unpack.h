@@ -45,7 +45,7 @@ KVIK_INLINE void unpack_int4(const char* block, char* out) {
 
 #if defined(__AVX512VBMI__)
 
-// The two bytes of the bf16 of 0 .. 128: 2^e * 1.m is (e + 127) << 7 | m.
+// The two bytes of the bf16 of 0 .. 127: 2^e * 1.m is (e + 127) << 7 | m.
 struct BytesOfBf16 {
     alignas(64) uint8_t low[128], high[128];
     constexpr BytesOfBf16() : low(), high() {

@@ -22,7 +22,7 @@ from kvik.engine.engine import Engine
 from kvik.engine.memory import ModelFigures, plan_memory
 from kvik.request import MASK64, SamplingParams, choice_seed
 from kvik.runners.runner import KernelChoice, MemoryUse
-from kvik.step import Float32, StepPlan, StepResult, TopLogprobs
+from kvik.step import Float32, StepPlan, StepResult, TopLogprobs, as_int32
 from kvik.text.tokenizer import Tokenizer
 
 VOCAB = 256
@@ -53,6 +53,19 @@ class FakeCheckpoint:
 
     def release(self, name: str) -> None:
         pass
+
+
+def whole_prompt(ids: Sequence[int]) -> StepPlan:
+    """A step that computes a prompt of one block's length at most, in block 0."""
+    return StepPlan(
+        step=0,
+        keys=np.zeros(1, np.int64),
+        token_ids=as_int32(ids),
+        positions=as_int32(range(len(ids))),
+        query_start_loc=as_int32([0, len(ids)]),
+        seq_lens=as_int32([len(ids)]),
+        block_tables=as_int32([[0]]),
+    )
 
 
 def hashed_token(context: Sequence[int], seed: int, banned: frozenset[int] = frozenset()) -> int:

@@ -15,16 +15,12 @@ from typing import Any
 import numpy as np
 
 from kvik.bench.cost import Cost
-from kvik.bench.evidence import Result, compose
+from kvik.bench.evidence import Result
 from kvik.bench.machine import last_level_cache_bytes
-from kvik.bench.measure import Progress, Repeat, describe_repetition, interleaved
+from kvik.bench.measure import Progress, Repeat, interleaved
 from kvik.bench.plans import Layout, make_plan, random_tokens
 from kvik.bench.workbench import (
     Workbench,
-    describe_model,
-    describe_runner,
-    flat_options,
-    machine_with_limits,
     open_workbench,
 )
 from kvik.config import EngineConfig
@@ -119,17 +115,5 @@ def decode_sampler(
 def decode_result(bench: Workbench, workload: DecodeWorkload, samples: list[dict[str, Any]], repeat: Repeat) -> Result:
     """The evidence of a decode run on the runner."""
     cost_per_token = mean_bytes_per_token(bench.cost, workload.batch, workload.context, workload.output_len)
-    return compose(
-        kind="decode",
-        metric="tokens_per_s",
-        unit="tokens/s",
-        machine=machine_with_limits(samples),
-        model=describe_model(bench.name, bench.cost),
-        options=flat_options(bench.config) | describe_runner(bench.runner),
-        workload=workload.as_dict("runner"),
-        seed=bench.config.runner.seed,
-        warmups=repeat.warmups,
-        samples=samples,
-        limits=decode_limits(bench.cost, cost_per_token, workload.batch),
-        how_obtained=f"{METHOD} {describe_repetition(repeat)}.",
-    )
+    limits = decode_limits(bench.cost, cost_per_token, workload.batch)
+    return bench.result("decode", workload.as_dict("runner"), samples, repeat, limits=limits, method=METHOD)

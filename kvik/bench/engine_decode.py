@@ -9,17 +9,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from kvik.bench.cost import Cost
 from kvik.bench.decode import DecodeWorkload, decode_limits, mean_bytes_per_token
-from kvik.bench.evidence import Result, compose
-from kvik.bench.measure import Progress, Repeat, describe_repetition, interleaved
+from kvik.bench.evidence import Result
+from kvik.bench.measure import Progress, Repeat, interleaved
 from kvik.bench.plans import random_tokens
 from kvik.bench.workbench import (
-    describe_model,
-    describe_runner,
-    flat_options,
-    machine_with_limits,
-    model_cost,
+    engine_bench,
 )
 from kvik.config import EngineConfig
 from kvik.engine.build import build_engine
@@ -84,19 +79,7 @@ def engine_decode_result(
     engine: Engine, workload: DecodeWorkload, samples: list[dict[str, Any]], repeat: Repeat
 ) -> Result:
     """The evidence of a decode run through the engine."""
-    cost: Cost = model_cost(engine.config, engine.runner, engine.spec)
-    per_token = mean_bytes_per_token(cost, workload.batch, workload.context, workload.output_len)
-    return compose(
-        kind="decode",
-        metric="tokens_per_s",
-        unit="tokens/s",
-        machine=machine_with_limits(samples),
-        model=describe_model(engine.config.model.model or "", cost),
-        options=flat_options(engine.config) | describe_runner(engine.runner),
-        workload=workload.as_dict("engine"),
-        seed=engine.config.runner.seed,
-        warmups=repeat.warmups,
-        samples=samples,
-        limits=decode_limits(cost, per_token, workload.batch),
-        how_obtained=f"{METHOD} {describe_repetition(repeat)}.",
-    )
+    bench = engine_bench(engine)
+    per_token = mean_bytes_per_token(bench.cost, workload.batch, workload.context, workload.output_len)
+    limits = decode_limits(bench.cost, per_token, workload.batch)
+    return bench.result("decode", workload.as_dict("engine"), samples, repeat, limits=limits, method=METHOD)

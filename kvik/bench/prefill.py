@@ -14,15 +14,11 @@ from typing import Any
 import numpy as np
 
 from kvik.bench.cost import Cost
-from kvik.bench.evidence import Result, compose
-from kvik.bench.measure import Progress, Repeat, describe_repetition, interleaved
+from kvik.bench.evidence import Result
+from kvik.bench.measure import Progress, Repeat, interleaved
 from kvik.bench.plans import Layout, make_plan, random_tokens
 from kvik.bench.workbench import (
     Workbench,
-    describe_model,
-    describe_runner,
-    flat_options,
-    machine_with_limits,
     open_workbench,
 )
 from kvik.config import EngineConfig
@@ -101,17 +97,5 @@ def prefill_result(
     bench: Workbench, workload: PrefillWorkload, samples: list[dict[str, Any]], repeat: Repeat
 ) -> Result:
     """The evidence of a prefill run."""
-    return compose(
-        kind="prefill",
-        metric="tokens_per_s",
-        unit="tokens/s",
-        machine=machine_with_limits(samples),
-        model=describe_model(bench.name, bench.cost),
-        options=flat_options(bench.config) | describe_runner(bench.runner),
-        workload=workload.as_dict(),
-        seed=bench.config.runner.seed,
-        warmups=repeat.warmups,
-        samples=samples,
-        limits={"capacity_metric": "matrix_rate", "cost": flops_per_token(bench.cost, workload), "does_not_bind": None},
-        how_obtained=f"{METHOD} {describe_repetition(repeat)}.",
-    )
+    limits = {"capacity_metric": "matrix_rate", "cost": flops_per_token(bench.cost, workload), "does_not_bind": None}
+    return bench.result("prefill", workload.as_dict(), samples, repeat, limits=limits, method=METHOD)

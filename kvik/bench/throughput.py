@@ -10,10 +10,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from kvik.bench.evidence import Result, compose
-from kvik.bench.measure import Progress, Repeat, describe_repetition, interleaved
+from kvik.bench.evidence import Result
+from kvik.bench.measure import Progress, Repeat, interleaved
 from kvik.bench.run_cost import run_limits
-from kvik.bench.workbench import describe_model, describe_runner, flat_options, machine_with_limits, model_cost
+from kvik.bench.workbench import (
+    engine_bench,
+)
 from kvik.bench.workload import Requests
 from kvik.config import EngineConfig
 from kvik.engine.build import build_engine
@@ -109,30 +111,17 @@ def throughput_result(
     llm: LLM, requests: Requests, temperature: float, samples: list[dict[str, Any]], repeat: Repeat
 ) -> Result:
     """The evidence of a run. The fewest steps any sample took bound what had to be read."""
-    engine = llm.engine
-    cost = model_cost(engine.config, engine.runner, engine.spec)
-    steps = min(sample["steps"] for sample in samples)
-    return compose(
-        kind="throughput",
-        metric="tokens_per_s",
-        unit="tokens/s",
-        machine=machine_with_limits(samples),
-        model=describe_model(engine.config.model.model or "", cost),
-        options=flat_options(engine.config) | describe_runner(engine.runner),
-        workload={
-            "requests": len(requests.prompts),
-            "input_tokens": requests.input_tokens,
-            "output_tokens": requests.output_tokens,
-            "shortest_input": min(map(len, requests.prompts)),
-            "longest_input": max(map(len, requests.prompts)),
-            "shortest_output": min(requests.output_lens),
-            "longest_output": max(requests.output_lens),
-            "temperature": temperature,
-            "tokens_per_sample": requests.output_tokens,
-        },
-        seed=engine.config.runner.seed,
-        warmups=repeat.warmups,
-        samples=samples,
-        limits=run_limits(cost, requests, steps),
-        how_obtained=f"{METHOD} {describe_repetition(repeat)}.",
-    )
+    bench = engine_bench(llm.engine)
+    limits = run_limits(bench.cost, requests, min(sample["steps"] for sample in samples))
+    workload = {
+        "requests": len(requests.prompts),
+        "input_tokens": requests.input_tokens,
+        "output_tokens": requests.output_tokens,
+        "shortest_input": min(map(len, requests.prompts)),
+        "longest_input": max(map(len, requests.prompts)),
+        "shortest_output": min(requests.output_lens),
+        "longest_output": max(requests.output_lens),
+        "temperature": temperature,
+        "tokens_per_sample": requests.output_tokens,
+    }
+    return bench.result("throughput", workload, samples, repeat, limits=limits, method=METHOD)

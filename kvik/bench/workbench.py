@@ -1,4 +1,4 @@
-"""A model on a bare runner, ready to be timed: what decode and prefill measurements share.
+"""A loaded model, ready to be timed: what measurements on a runner or through an engine share.
 
 Opens the checkpoint, loads the runner that the options choose, and describes both for the result file. This file
 knows nothing of schedulers, text or clocks.
@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from kvik.bench.cost import Cost, Forms
+from kvik.bench.evidence import Result, compose
 from kvik.bench.machine import describe
+from kvik.bench.measure import Repeat, describe_repetition
 from kvik.bench.plans import Layout
 from kvik.checkpoint.spec import DecoderSpec
 from kvik.config import EngineConfig
 from kvik.engine.build import open_model
+from kvik.engine.engine import Engine
 from kvik.errors import ContextLengthError
 from kvik.runners.choose import create_runner
 from kvik.runners.runner import Runner
@@ -37,6 +40,32 @@ class Workbench:
     def cost(self) -> Cost:
         """What this model costs in the form it is held in."""
         return model_cost(self.config, self.runner, self.spec)
+
+    def result(
+        self,
+        kind: str,
+        workload: Mapping[str, Any],
+        samples: list[dict[str, Any]],
+        repeat: Repeat,
+        *,
+        limits: Mapping[str, Any],
+        method: str,
+    ) -> Result:
+        """The evidence of samples in tokens/s. Raises EvidenceError if a check fails."""
+        return compose(
+            kind=kind,
+            metric="tokens_per_s",
+            unit="tokens/s",
+            machine=machine_with_limits(samples),
+            model=describe_model(self.name, self.cost),
+            options=flat_options(self.config) | describe_runner(self.runner),
+            workload=workload,
+            seed=self.config.runner.seed,
+            warmups=repeat.warmups,
+            samples=samples,
+            limits=limits,
+            how_obtained=f"{method} {describe_repetition(repeat)}.",
+        )
 
     def layout(self, rows: int, max_len: int) -> Layout:
         """Room for `rows` sequences of `max_len` tokens. Raises ContextLengthError if the model is not made for it."""
@@ -78,6 +107,11 @@ def describe_runner(runner: Runner) -> dict[str, Any]:
 def flat_options(config: EngineConfig) -> dict[str, Any]:
     """Every engine option with its value."""
     return {name: value for part in dataclasses.asdict(config).values() for name, value in part.items()}
+
+
+def engine_bench(engine: Engine) -> Workbench:
+    """What a loaded engine computes with."""
+    return Workbench(engine.config, engine.runner, engine.config.model.model or "", engine.spec)
 
 
 @contextmanager

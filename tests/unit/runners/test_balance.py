@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import whole_prompt
 
 from kvik.checkpoint.checkpoint import Tensor, float32_to_bf16
 from kvik.checkpoint.dummy import DummyCheckpoint
@@ -16,7 +17,7 @@ from kvik.checkpoint.spec import DecoderSpec, RopeSpec
 from kvik.config import RunnerOptions
 from kvik.runners.balance import MAX_EXPONENT, BalancedCheckpoint, balanced, balancing_exponents
 from kvik.runners.reference import ReferenceRunner
-from kvik.step import Float32, StepPlan, as_int32
+from kvik.step import Float32
 
 SPEC = DecoderSpec("llama", 61, 48, 72, 2, 4, 2, 16, 1e-5, RopeSpec(), 64, dtype="f32")
 SPECS = {
@@ -65,17 +66,7 @@ def logits(checkpoint: RoughCheckpoint | BalancedCheckpoint) -> Float32:
     runner = ReferenceRunner(RunnerOptions(), weights="f32")
     runner.load(checkpoint)
     runner.allocate(1, 32)
-    return runner.logits(
-        StepPlan(
-            step=0,
-            keys=np.zeros(1, np.int64),
-            token_ids=as_int32(ids),
-            positions=as_int32(range(len(ids))),
-            query_start_loc=as_int32([0, len(ids)]),
-            seq_lens=as_int32([len(ids)]),
-            block_tables=as_int32([[0]]),
-        )
-    )
+    return runner.logits(whole_prompt(ids))
 
 
 def column_sizes(checkpoint: BalancedCheckpoint, *names: str) -> Float32:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import whole_prompt
 
 from kvik.checkpoint import open_checkpoint
 from kvik.checkpoint.checkpoint import Tensor, float32_to_bf16
@@ -17,7 +18,7 @@ from kvik.runners.choose import create_runner
 from kvik.runners.reference import ReferenceRunner
 from kvik.runners.reference.quantized import round_to_bf16
 from kvik.runners.runner import MemoryUse
-from kvik.step import Float32, StepPlan, as_int32
+from kvik.step import Float32
 
 SPEC = DecoderSpec("llama", 13, 8, 12, 2, 2, 1, 4, 1e-5, RopeSpec(), 64, dtype="f32")
 
@@ -50,18 +51,6 @@ class RoundedCheckpoint(FakeCheckpoint):
         return Tensor(name, "f32", round_to_bf16(super().tensor(name).float32()))
 
 
-def plan(ids: list[int]) -> StepPlan:
-    return StepPlan(
-        step=0,
-        keys=np.zeros(1, np.int64),
-        token_ids=as_int32(ids),
-        positions=as_int32(range(len(ids))),
-        query_start_loc=as_int32([0, len(ids)]),
-        seq_lens=as_int32([len(ids)]),
-        block_tables=as_int32([[0]]),
-    )
-
-
 def ready(checkpoint: FakeCheckpoint, weights: str = "auto", kv_dtype: str = "auto", **options: str) -> ReferenceRunner:
     runner = ReferenceRunner(RunnerOptions(**options), weights=weights, kv_dtype=kv_dtype)
     runner.load(checkpoint)
@@ -70,7 +59,7 @@ def ready(checkpoint: FakeCheckpoint, weights: str = "auto", kv_dtype: str = "au
 
 
 def answer(checkpoint: FakeCheckpoint, weights: str = "auto", kv_dtype: str = "auto", **options: str) -> Float32:
-    return ready(checkpoint, weights, kv_dtype, **options).logits(plan([1, 12, 0, 7]))
+    return ready(checkpoint, weights, kv_dtype, **options).logits(whole_prompt([1, 12, 0, 7]))
 
 
 def test_auto_is_exact_and_bf16_rounds_the_weights() -> None:
@@ -134,7 +123,7 @@ def test_options_of_int4_reach_the_weights() -> None:
         for runner in runners:
             runner.load(open_checkpoint("dummy:tiny-qwen3"))
             runner.allocate(1, 32)
-        chosen, direct = (runner.logits(plan([1, 5, 3])) for runner in runners)
+        chosen, direct = (runner.logits(whole_prompt([1, 5, 3])) for runner in runners)
         assert (chosen == direct).all()
         answers[size, symmetric] = direct.tobytes()
     assert len(set(answers.values())) == 3
@@ -155,7 +144,7 @@ def test_weights_no_machine_holds_are_refused_before_they_are_read() -> None:
 @pytest.mark.parametrize("token", [-1, 13])
 def test_a_token_outside_the_vocabulary_is_refused(token: int) -> None:
     with pytest.raises(ValueError, match=f"token id {token}; expected 0 to 12"):
-        ready(FakeCheckpoint()).logits(plan([1, token]))
+        ready(FakeCheckpoint()).logits(whole_prompt([1, token]))
 
 
 def test_work_before_loading_or_allocating_is_refused() -> None:
@@ -164,11 +153,11 @@ def test_work_before_loading_or_allocating_is_refused() -> None:
         runner.allocate(1, 16)
     runner.load(FakeCheckpoint())
     with pytest.raises(RuntimeError, match="call allocate first"):
-        runner.logits(plan([1]))
+        runner.logits(whole_prompt([1]))
 
 
 def test_loading_another_model_forgets_the_cache_of_the_first() -> None:
     runner = ready(FakeCheckpoint())
     runner.load(FakeCheckpoint())
     with pytest.raises(RuntimeError, match="call allocate first"):
-        runner.logits(plan([1]))
+        runner.logits(whole_prompt([1]))
