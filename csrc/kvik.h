@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define KVIK_ABI 3
+#define KVIK_ABI 4
 #define KVIK_API __attribute__((visibility("default")))
 
 enum KvikForm { KVIK_BF16 = 0, KVIK_F32 = 1, KVIK_F16 = 2, KVIK_INT8 = 3, KVIK_INT4 = 4 };
@@ -72,6 +72,9 @@ typedef struct {
     const int32_t* history_start;
     const int32_t* history_tokens;
     const int32_t* history_prompt;
+    int32_t num_masks, mask_words; /* masks is [num_masks, mask_words]; without masks neither pointer is read */
+    const int32_t* mask_index;     /* [num_draws] */
+    const uint32_t* masks;
 } KvikSamplePlan;
 
 typedef struct {

@@ -64,12 +64,41 @@ inline void penalize(const KvikSamplePlan& plan, int32_t s, float* values, int32
     }
 }
 
-// The row after bias and penalties: the logits themselves, or a changed copy. Ids outside the vocabulary are ignored.
+// The words of the mask that draw s must obey, one bit for each token; null: none.
+KVIK_INLINE const uint32_t* mask_of(const KvikSamplePlan& plan, int32_t s) {
+    if (!plan.num_masks) return nullptr;
+    const int32_t index = plan.mask_index[s];
+    return index >= 0 && index < plan.num_masks ? plan.masks + int64_t{index} * plan.mask_words : nullptr;
+}
+
+// values[vocab]: the logits of the tokens in a mask, -inf for all others. Tokens past the mask's end are not in it.
+inline void apply_mask(const uint32_t* mask, int32_t words, const float* logits, int32_t vocab, float* values) {
+    constexpr int32_t BITS = 32;
+    ureg lane_bit;
+    for (int i = 0; i < REG_LANES; i++) lane_bit[i] = 1u << i;
+    const reg banned = reg{} - INF;
+    for (int32_t start = 0; start < vocab; start += BITS) {
+        const uint32_t word = start / BITS < words ? mask[start / BITS] : 0;
+        int32_t i = start, end = lesser(start + BITS, vocab);
+        for (; i + REG_LANES <= end; i += REG_LANES) {
+            ureg bits = (ureg{} + (word >> (i - start))) & lane_bit;
+            store_as(values + i, bits != 0 ? load_as<reg>(logits + i) : banned);
+        }
+        for (; i < end; i++) values[i] = word >> (i - start) & 1 ? logits[i] : -INF;
+    }
+}
+
+// The row after mask, bias and penalties: the logits themselves, or a changed copy. Ids outside the vocabulary are
+// ignored.
 inline const float* adjust(const KvikSamplePlan& plan, int32_t s, const float* logits, int32_t vocab,
                            const SamplerScratch& scratch) {
     const int32_t first = plan.bias_start[s], last = plan.bias_start[s + 1];
-    if (first == last && plan.history_start[s] == plan.history_start[s + 1]) return logits;
-    std::memcpy(scratch.values, logits, sizeof(float) * static_cast<size_t>(vocab));
+    const uint32_t* mask = mask_of(plan, s);
+    if (!mask && first == last && plan.history_start[s] == plan.history_start[s + 1]) return logits;
+    if (mask)
+        apply_mask(mask, plan.mask_words, logits, vocab, scratch.values);
+    else
+        std::memcpy(scratch.values, logits, sizeof(float) * static_cast<size_t>(vocab));
     for (int32_t i = first; i < last; i++)
         if (static_cast<uint32_t>(plan.bias_tokens[i]) < static_cast<uint32_t>(vocab))
             scratch.values[plan.bias_tokens[i]] += plan.bias_values[i];
@@ -77,7 +106,7 @@ inline const float* adjust(const KvikSamplePlan& plan, int32_t s, const float* l
     return scratch.values;
 }
 
-// The token of draw s, or -1 if its logits, the model's own or after bias and penalties, leave nothing to draw from.
+// The token of draw s, or -1 if its logits, the model's own or the adjusted ones, leave nothing to draw from.
 inline int32_t draw_token(const KvikSamplePlan& plan, int32_t s, const float* logits, int32_t vocab,
                           const SamplerScratch& scratch) {
     Scan seen = scan(logits, vocab, scratch.maxima);

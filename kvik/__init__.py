@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from kvik.request import SamplingParams
 
 if TYPE_CHECKING:
+    from kvik.engine.async_llm import AsyncLLM
     from kvik.engine.llm import LLM
 
 __version__ = "0.1.0.dev0"
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from kvik.engine.llm import LLM
 
         return LLM
+    if name == "AsyncLLM":
+        from kvik.engine.async_llm import AsyncLLM
+
+        return AsyncLLM
     raise AttributeError(f"module 'kvik' has no attribute {name!r}")

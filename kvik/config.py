@@ -55,7 +55,8 @@ class ModelOptions:
 
     model: str | None = option(
         None,
-        "Hugging Face directory, hub id, or dummy:NAME such as dummy:qwen3-0.6b (random weights of the real shapes).",
+        "Hugging Face directory, hub id, dummy:NAME such as dummy:qwen3-0.6b (random weights of the real shapes), or "
+        "fake: (known answers without a model, for tests). Default: the model in the box.",
     )
     weights: str = option(
         "auto",

@@ -50,3 +50,15 @@ class BackendError(KvikError, RuntimeError):
 
 class NumericalError(KvikError, ArithmeticError):
     """The model produced NaN or infinity for one request; the others are unaffected."""
+
+
+class EngineError(KvikError, RuntimeError):
+    """The engine died, hung or lost a request; the same request may succeed when sent again."""
+
+
+class OverloadedError(KvikError, RuntimeError):
+    """There is no room for another request now. `retry_after_s` says when there may be."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

@@ -16,6 +16,7 @@ from kvik.errors import InvalidRequestError
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
+MAX_GRAMMAR_CHARS = 2**18
 MASK64 = (1 << 64) - 1
 
 
@@ -34,7 +35,7 @@ def _whole(name: str, value: Any, low: int, high: int, expected: str) -> None:
 class SamplingParams:
     """How tokens are drawn and when to stop.
 
-    The logits of a position pass through these steps, in this order: logit_bias, repetition_penalty,
+    The logits of a position pass through these steps, in this order: grammar, logit_bias, repetition_penalty,
     presence_penalty and frequency_penalty, temperature, min_p, top_k, top_p; then one token is drawn.
     Temperature 0 is greedy: the largest logit after bias and penalties, the lowest id among equals.
 
@@ -77,6 +78,9 @@ class SamplingParams:
     """Added to the logits of these token ids. -100..100."""
     deadline_s: float | None = None
     """Seconds after arrival at which the request ends with what it has."""
+    grammar: str | None = None
+    """A grammar that the text of every choice must follow, as kvik.text.grammar makes it. The answer can end only where
+    the grammar may; at most 262,144 characters."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", self._as_tuple("stop", self.stop, str))
@@ -106,6 +110,7 @@ class SamplingParams:
             _number("deadline_s", self.deadline_s, 1e-3, 1e9, "a number of seconds above 0")
         self._check_stop()
         self._check_bias()
+        self._check_grammar()
 
     @staticmethod
     def _as_tuple(name: str, value: Any, kind: type) -> tuple[Any, ...]:
@@ -136,6 +141,19 @@ class SamplingParams:
         for token, bias in self.logit_bias.items():
             _whole("logit_bias", token, 0, 2**31 - 1, "token ids as keys")
             _number("logit_bias", bias, -100.0, 100.0, "values from -100 to 100")
+
+    def _check_grammar(self) -> None:
+        if self.grammar is None:
+            return
+        if not isinstance(self.grammar, str):
+            raise InvalidRequestError(
+                f"grammar is a {type(self.grammar).__name__}; expected a string made by kvik.text.grammar",
+                param="grammar",
+            )
+        if not 0 < len(self.grammar) <= MAX_GRAMMAR_CHARS:
+            raise InvalidRequestError(
+                f"grammar has {len(self.grammar)} characters; expected 1 to {MAX_GRAMMAR_CHARS}", param="grammar"
+            )
 
     @property
     def greedy(self) -> bool:

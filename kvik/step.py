@@ -8,15 +8,17 @@ one after another, row r owning token_ids[query_start_loc[r] : query_start_loc[r
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
+UInt32 = NDArray[np.uint32]
 UInt64 = NDArray[np.uint64]
 Float32 = NDArray[np.float32]
+Record = TypeVar("Record")
 
 
 def ints(count: int = 0) -> Int32:
@@ -69,6 +71,10 @@ class SamplePlan:
     history_tokens: Int32 = field(default_factory=ints)
     history_prompt: Int32 = field(default_factory=ints)
     """[S] how many of a draw's history are prompt tokens (they come first)."""
+    mask_index: Int32 = field(default_factory=ints)
+    """[S] the row of `masks` that a draw must obey; -1: none. Empty when there are no masks."""
+    masks: UInt32 = field(default_factory=lambda: np.zeros((0, 0), np.uint32))
+    """[M, W] tokens that may be drawn: bit i % 32 of word i // 32 is set for token i; those from 32 W on may not."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -122,6 +128,10 @@ class StepPlan:
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
+    def with_masks(self, mask_index: Int32, masks: UInt32) -> StepPlan:
+        """The same step with masks for its draws."""
+        return _changed(self, sample=_changed(self.sample, mask_index=mask_index, masks=masks))
+
 
 @dataclass(frozen=True)
 class TopLogprobs:
@@ -147,6 +157,13 @@ class StepResult:
     """[S] for plan.sample."""
     scored: TopLogprobs = field(default_factory=TopLogprobs)
     """[Q] for plan.score."""
+
+
+def _changed(record: Record, **fields: Any) -> Record:
+    """dataclasses.replace for what happens in every step: a constructor would take ten times as long."""
+    copy = object.__new__(type(record))
+    vars(copy).update(vars(record), **fields)
+    return copy
 
 
 def as_int32(values: Any) -> Int32:

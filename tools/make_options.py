@@ -2,8 +2,8 @@
 
     python tools/make_options.py [--check]
 
-Engine options come from the dataclasses of kvik/config.py; sampling parameters from SamplingParams, whose attribute
-docstrings are read from the source.
+Engine options come from the dataclasses of kvik/config.py, those of `kvik serve` from kvik/server/options.py; sampling
+parameters from SamplingParams, whose attribute docstrings are read from the source.
 """
 
 from __future__ import annotations
@@ -18,18 +18,25 @@ from typing import Any
 
 from kvik.config import CONCERNS
 from kvik.request import SamplingParams
+from kvik.server.options import SERVER_CONCERNS
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "options.md"
 HEADER = """# Options
 
-Made by `tools/make_options.py` from `kvik/config.py` and `kvik/request.py`; a test holds it true. On the command line
-an option `max_num_seqs` is the flag `--max-num-seqs`; in Python it is a keyword argument of `LLM(...)`.
+Made by `tools/make_options.py` from `kvik/config.py`, `kvik/server/options.py` and `kvik/request.py`; a test holds it
+true. On the command line an option `max_num_seqs` is the flag `--max-num-seqs`; in Python it is a keyword argument of
+`LLM(...)`.
+"""
+SERVING = """# Options of `kvik serve`
+
+Beside all of the above. Keys may also come from `--api-key-file FILE`, one a line, or from the environment,
+`KVIK_API_KEY`. A request can shorten its own time with the header `x-request-timeout`, in seconds.
 """
 
 
 def default_text(value: Any) -> str:
     """A default as a reader sees it."""
-    return "" if value is None else f"`{value}`"
+    return "" if value is None or value == () else f"`{value}`"
 
 
 def values_text(field: dataclasses.Field[Any]) -> str:
@@ -41,7 +48,10 @@ def values_text(field: dataclasses.Field[Any]) -> str:
         return "a size such as `4GiB`"
     if isinstance(field.default, bool):
         return "`True` `False`"
-    return f"whole number, at least {meta['low']}" if meta["low"] is not None else "text"
+    if isinstance(field.default, tuple):
+        return "text, or several"
+    number = "whole number" if "int" in str(field.type) else "number"
+    return f"{number}, at least {meta['low']}" if meta["low"] is not None else "text"
 
 
 def concern_table(kind: type) -> str:
@@ -84,7 +94,9 @@ def sampling_table() -> str:
 
 def render() -> str:
     """The whole document."""
-    return "\n".join([HEADER, *(concern_table(kind) for kind in CONCERNS.values()), sampling_table()])
+    engine = [concern_table(kind) for kind in CONCERNS.values()]
+    serving = [concern_table(kind) for kind in SERVER_CONCERNS.values()]
+    return "\n".join([HEADER, *engine, sampling_table(), SERVING, *serving])
 
 
 def main() -> int:

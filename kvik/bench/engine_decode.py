@@ -37,7 +37,7 @@ def measure_engine_decode(config: EngineConfig, workload: DecodeWorkload, repeat
         raise ConfigError(f"batch is {workload.batch}; expected at most max_num_seqs, {config.scheduler.max_num_seqs}")
     engine = build_engine(config)
     try:
-        progress(f"{config.model.model}: {workload.batch} requests of {workload.context} tokens through the engine")
+        progress(f"{engine.memory.model}: {workload.batch} requests of {workload.context} tokens through the engine")
         samples = interleaved(lambda: take_sample(engine, workload), "tokens_per_s", repeat, progress)
         return engine_decode_result(engine, workload, samples, repeat)
     finally:

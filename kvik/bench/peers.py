@@ -1,8 +1,8 @@
 """Engines side by side, each in a process of its own that speaks JSON lines: started, asked, stopped, ended.
 
 Only one works at a time: a peer is frozen (SIGSTOP) except while it answers, so that threads which spin while they
-wait take nothing from the one that is measured. The protocol is described in docs/peers.md. This file starts programs;
-it is the only one in the package that does. It knows nothing of what is measured.
+wait take nothing from the one that is measured. The protocol is described in docs/peers.md. This file starts programs
+that are not ours; it knows nothing of what is measured.
 """
 
 from __future__ import annotations

@@ -115,6 +115,11 @@ class Judged:
         return {task: Accuracy(sum(right), len(right)) for task, right in found.items()}
 
     @property
+    def overall(self) -> Accuracy:
+        """All items alike, whatever their task."""
+        return Accuracy(sum(each.right for each in self.by_task.values()), len(self.items))
+
+    @property
     def wrong(self) -> list[tuple[Item, str]]:
         """Items answered wrongly, with what was said."""
         pairs = zip(self.items, self.answers, strict=True)
@@ -125,12 +130,24 @@ class Judged:
         return {
             "kind": "tasks",
             "tasks": {task: accuracy.as_dict() for task, accuracy in self.by_task.items()},
+            "overall": self.overall.as_dict(),
             "how_obtained": (
-                "each question once at temperature 0 through the chat template; exact match of the text, of the last "
+                "each question once at temperature 0 through the chat template, with enable_thinking false for "
+                f"templates that know it, at most {MAX_ANSWER_TOKENS} tokens; exact match of the text, of the last "
                 "number, or of the JSON object with its keys in order; standard error of a binomial share with one "
                 "right and one wrong answer added"
             ),
         }
+
+    def lines(self) -> list[str]:
+        """A table for people: task, questions, right answers, accuracy and its standard error in percent."""
+        rows = [*self.by_task.items(), ("all", self.overall)]
+        return [f"{'task':<16}{'questions':>10}{'right':>7}{'accuracy':>11}{'error':>9}", *(_row(*row) for row in rows)]
+
+
+def _row(task: str, accuracy: Accuracy) -> str:
+    share, error = 100 * accuracy.share, 100 * accuracy.standard_error
+    return f"{task:<16}{accuracy.count:>10}{accuracy.right:>7}{share:>9.1f} %{error:>7.1f} %"
 
 
 def parse_item(line: str, where: str) -> Item:

@@ -45,7 +45,7 @@ def measure_throughput(
     with LLM.from_engine(build_engine(config)) as llm:
         check_fit(llm, requests)
         progress(
-            f"{config.model.model}: {len(requests.prompts)} requests, {requests.input_tokens} tokens in, "
+            f"{llm.engine.memory.model}: {len(requests.prompts)} requests, {requests.input_tokens} tokens in, "
             f"{requests.output_tokens} out"
         )
         llm.generate([WARMUP_PROMPT], SamplingParams(max_tokens=2, ignore_eos=True), use_tqdm=False)

@@ -111,7 +111,7 @@ def flat_options(config: EngineConfig) -> dict[str, Any]:
 
 def engine_bench(engine: Engine) -> Workbench:
     """What a loaded engine computes with."""
-    return Workbench(engine.config, engine.runner, engine.config.model.model or "", engine.spec)
+    return Workbench(engine.config, engine.runner, engine.memory.model, engine.spec)
 
 
 @contextmanager

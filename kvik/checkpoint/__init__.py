@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kvik.checkpoint.box import BOX_NAME, box_directory
 from kvik.checkpoint.checkpoint import Checkpoint, Tensor
 from kvik.checkpoint.dummy import PREFIX, DummyCheckpoint
+from kvik.checkpoint.fake import PREFIX as FAKE
+from kvik.checkpoint.fake import FakeCheckpoint
 from kvik.checkpoint.families import read_spec
 from kvik.checkpoint.files import shown
 from kvik.checkpoint.hf import HuggingFaceCheckpoint, read_config
@@ -19,25 +22,33 @@ from kvik.checkpoint.write import write_checkpoint
 from kvik.errors import CheckpointError, UnsupportedModelError
 
 __all__ = [
+    "BOX_NAME",
     "Checkpoint",
     "DecoderSpec",
     "DummyCheckpoint",
+    "FakeCheckpoint",
     "HuggingFaceCheckpoint",
     "RopeSpec",
     "Tensor",
+    "box_directory",
     "open_checkpoint",
     "write_checkpoint",
 ]
 
 
-def open_checkpoint(model: str, *, seed: int = 0) -> Checkpoint:
-    """Open a model: `dummy:NAME`, a directory in Hugging Face layout, or a hub id `org/name[@revision]`.
+def open_checkpoint(model: str | None, *, seed: int = 0) -> Checkpoint:
+    """Open a model: `dummy:NAME`, `fake:` with parameters, a directory in Hugging Face layout, or a hub id
+    `org/name[@revision]`. None is the model in the box.
 
     `seed` makes the weights of a dummy. A directory that exists goes before a hub id of the same spelling. Raises
     CheckpointError, UnsupportedModelError.
     """
+    if model is None:
+        return HuggingFaceCheckpoint(box_directory(), name=BOX_NAME)
     if model.startswith(PREFIX):
         return DummyCheckpoint(model, seed)
+    if model.startswith(FAKE):
+        return FakeCheckpoint(model)
     if model.lower().endswith(".gguf"):
         raise UnsupportedModelError(f"{shown(model)} is a GGUF file, which is not supported; supported: safetensors")
     if _is_directory(model):

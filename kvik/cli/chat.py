@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvik.cli.options import engine_options, sampling_options
-from kvik.cli.session import open_llm, require_tokenizer, stream
+from kvik.cli.session import open_llm, require_chat_template, require_tokenizer, stream, suited
 from kvik.cli.terminal import dim, error_line, is_terminal, note, show
 from kvik.errors import InvalidRequestError
 
@@ -31,12 +31,13 @@ Message = dict[str, str]
 @sampling_options(without=NOT_HERE, max_tokens=1024, temperature=0.7)
 @engine_options
 def command(system: str | None, params: SamplingParams, engine: dict[str, Any]) -> None:
-    """Hold a conversation. /reset, /system TEXT and /exit are commands; end of input leaves too."""
+    """Hold a conversation. /reset, /system TEXT and /exit are commands; end of input leaves too.
+
+    Without --model the model in the box answers, at temperature 0 unless --temperature is given.
+    """
     with open_llm(engine) as llm:
-        if not require_tokenizer(llm).has_chat_template:
-            name = engine["model"]
-            raise InvalidRequestError(f"model {name} has no chat template; use `kvik generate` for it", param="model")
-        Conversation(llm, params, system).run()
+        require_chat_template(llm, "use `kvik generate` for it")
+        Conversation(llm, suited(params, engine), system).run()
 
 
 class Conversation:

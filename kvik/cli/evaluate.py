@@ -1,4 +1,4 @@
-"""`kvik eval ppl MODEL --text FILE`: perplexity. This file knows nothing of the arithmetic, which is in bench/."""
+"""`kvik eval`: the perplexity of a text, and accuracy on held-out tasks. All arithmetic is in bench/."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvik.cli.options import engine_options, json_option
-from kvik.cli.session import open_llm, read_text, require_tokenizer
+from kvik.cli.session import open_llm, read_text, require_chat_template, require_tokenizer
 from kvik.cli.terminal import is_terminal, json_line
 from kvik.errors import InvalidRequestError
 from kvik.request import SamplingParams
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group("eval")
 def command() -> None:
-    """Evaluate a model."""
+    """Evaluate a model: the one named, or the model in the box."""
 
 
 @command.command("ppl")
@@ -47,7 +47,7 @@ def ppl(model_argument: str | None, file: Path, window: int | None, engine: dict
             tokenizer.encode("", add_special_tokens=True),
             lambda windows: score_windows(llm, windows),
         )
-    data = {"model": engine["model"], "text": str(file), **result.as_dict()}
+        data = {"model": llm.engine.memory.model, "text": str(file), **result.as_dict()}
     if as_json:
         click.echo(json_line(data))
         return
@@ -72,3 +72,47 @@ def score_windows(llm: LLM, windows: list[list[int]]) -> list[list[float]]:
         if output.error is not None:
             raise output.error
     return [[entry.logprob for entry in output.prompt_logprobs or () if entry is not None] for output in outputs]
+
+
+@command.command("tasks")
+@click.argument("model_argument", metavar="[MODEL]", required=False)
+@click.option("--task", "names", multiple=True, metavar="NAME", help="Only this task; may be given several times.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most this many questions of each task.")
+@click.option(
+    "--file", type=click.Path(path_type=Path), help="Questions as JSON lines. Default: those of the model in the box."
+)
+@click.option("--wrong", type=click.Path(path_type=Path), help="Write wrong answers here, as JSON lines.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the result here.")
+@engine_options
+@json_option
+def tasks(
+    model_argument: str | None,
+    names: tuple[str, ...],
+    limit: int | None,
+    file: Path | None,
+    wrong: Path | None,
+    output: Path | None,
+    engine: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Accuracy on held-out tasks: questions with one right answer, asked through the chat template at temperature 0.
+
+    An answer is right if it matches exactly: the text, for sums the last number in it, for records the JSON object.
+    The questions that come with Kvik were held out when the model in the box was trained; with other models they serve
+    to hold one form of weights against another. A line of FILE is {"task": .., "messages": [..], "answer": ..}, and
+    perhaps "score": exact, number or json.
+    """
+    from kvik.bench.accuracy import measure_tasks, tasks_result, write_result, write_wrong
+    from kvik.bench.tasks import SHIPPED, read_items
+
+    items = read_items(file or SHIPPED, names, limit)
+    engine["model"] = model_argument or engine["model"]
+    with open_llm(engine) as llm:
+        require_chat_template(llm, "expected one: tasks are questions")
+        judged = measure_tasks(llm, items, progress=is_terminal(sys.stderr))
+        result = tasks_result(llm, judged)
+    if wrong is not None:
+        write_wrong(judged, wrong)
+    if output is not None:
+        write_result(result, output)
+    click.echo(json_line(result) if as_json else "\n".join(judged.lines()))

@@ -21,9 +21,10 @@ from kvik.errors import KvikError
 COMMANDS = {
     "generate": ("kvik.cli.generate", "Continue a prompt, or a file of prompts."),
     "chat": ("kvik.cli.chat", "Hold a conversation in the terminal."),
+    "serve": ("kvik.cli.serve", "Serve a model over HTTP in the form of OpenAI's API."),
     "info": ("kvik.cli.info", "Describe this machine, the kernels chosen, and a model's memory plan."),
     "bench": ("kvik.cli.bench", "Measure: decode, prefill, roofline; verify a result file."),
-    "eval": ("kvik.cli.evaluate", "Evaluate a model: perplexity of a text."),
+    "eval": ("kvik.cli.evaluate", "Evaluate a model: answers to held-out tasks, perplexity of a text."),
 }
 INTERRUPTED = 130
 FAILED = 2

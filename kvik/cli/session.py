@@ -1,14 +1,19 @@
 """What generate, chat and eval share: a loaded model, streamed outputs, files read with clear errors.
 
-This file knows nothing of flags and prints nothing.
+This file prints nothing; of flags it knows only which were left alone, since the model in the box has a default of its
+own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
 
 from kvik.errors import InvalidRequestError
 
@@ -30,11 +35,26 @@ def open_llm(engine: dict[str, Any]) -> Iterator[LLM]:
 def require_tokenizer(llm: LLM) -> Tokenizer:
     """The model's tokenizer. Raises InvalidRequestError for a model without text."""
     if llm.tokenizer is None:
-        name = llm.engine.config.model.model
         raise InvalidRequestError(
-            f"model {name} has no tokenizer; expected one that reads and writes text", param="model"
+            f"model {llm.engine.memory.model} has no tokenizer; expected one that reads and writes text", param="model"
         )
     return llm.tokenizer
+
+
+def require_chat_template(llm: LLM, instead: str) -> Tokenizer:
+    """The model's tokenizer. Raises InvalidRequestError for one without a chat template, saying what to do instead."""
+    tokenizer = require_tokenizer(llm)
+    if not tokenizer.has_chat_template:
+        raise InvalidRequestError(f"model {llm.engine.memory.model} has no chat template; {instead}", param="model")
+    return tokenizer
+
+
+def suited(params: SamplingParams, engine: dict[str, Any]) -> SamplingParams:
+    """The parameters of this command line; greedy for the model in the box, whose answers are right or wrong, unless
+    --temperature was given.
+    """
+    given = click.get_current_context().get_parameter_source("temperature") is not ParameterSource.DEFAULT
+    return params if given or engine["model"] is not None else replace(params, temperature=0.0)
 
 
 def stream(llm: LLM, prompt: Any, params: SamplingParams) -> Iterator[RequestOutput]:

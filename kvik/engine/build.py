@@ -5,14 +5,14 @@ The only file that knows which concrete parts there are.
 
 from __future__ import annotations
 
-from kvik.checkpoint import open_checkpoint
+from kvik.checkpoint import FakeCheckpoint, open_checkpoint
 from kvik.checkpoint.checkpoint import Checkpoint
 from kvik.config import EngineConfig
 from kvik.engine.engine import Engine
 from kvik.engine.free_memory import available_memory
 from kvik.engine.memory import MemoryPlan, ModelFigures, plan_memory
-from kvik.errors import ConfigError
 from kvik.runners.choose import create_runner
+from kvik.runners.fake import fake_tokenizer
 from kvik.text.tokenizer import Tokenizer
 
 
@@ -22,7 +22,7 @@ def build_engine(config: EngineConfig) -> Engine:
     Raises ConfigError, CheckpointError, NotEnoughMemoryError, BackendError.
     """
     checkpoint = open_model(config)
-    tokenizer = Tokenizer.from_directory(checkpoint.directory) if checkpoint.directory else None
+    tokenizer = open_tokenizer(checkpoint)
     runner = create_runner(config)
     try:
         plan_checkpoint(checkpoint, config, runner.name)
@@ -34,13 +34,15 @@ def build_engine(config: EngineConfig) -> Engine:
 
 
 def open_model(config: EngineConfig) -> Checkpoint:
-    """The checkpoint that the options name. Raises ConfigError when they name none."""
-    if not config.model.model:
-        raise ConfigError(
-            "model is not given, and this build has no model in the box; expected a directory, a hub id or dummy:NAME, "
-            "such as dummy:qwen3-0.6b"
-        )
+    """The checkpoint that the options name; the model in the box where they name none."""
     return open_checkpoint(config.model.model, seed=config.runner.seed)
+
+
+def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    """A model's tokenizer; None for a dummy, which has no text. Raises CheckpointError."""
+    if isinstance(checkpoint, FakeCheckpoint):
+        return fake_tokenizer()
+    return Tokenizer.from_directory(checkpoint.directory) if checkpoint.directory else None
 
 
 def plan_checkpoint(checkpoint: Checkpoint, config: EngineConfig, backend: str) -> MemoryPlan:

@@ -19,6 +19,7 @@ from kvik.config import EngineConfig
 from kvik.engine.admission import Admission
 from kvik.engine.continuation import Continuation
 from kvik.engine.free_memory import available_memory
+from kvik.engine.grammars import Grammars
 from kvik.engine.isolation import run_isolating
 from kvik.engine.ledger import Ledger
 from kvik.engine.memory import MemoryPlan, ModelFigures, plan_memory
@@ -30,6 +31,7 @@ from kvik.request import FinishReason, Request, SamplingParams
 from kvik.runners.runner import Runner
 from kvik.scheduler import Scheduler
 from kvik.step import StepPlan, StepResult
+from kvik.text.matcher import Matcher
 from kvik.text.tokenizer import Tokenizer
 
 
@@ -67,6 +69,9 @@ class Engine:
         self._admission = Admission(spec.vocab_size, memory.max_model_len, eos_ids, config.runner.seed)
         self.metrics = EngineMetrics()
         self._ledger = Ledger(self.metrics, self.scheduler.abort)
+        self.grammars = Grammars(tokenizer, spec)
+        self.observer: Callable[[StepPlan, list[Request], float], None] | None = None
+        """Called after every step with its plan, the requests that moved and the seconds it took; None: nobody is."""
         self._clock = clock
         self._next_key = 0
         self._arrivals = 0
@@ -81,20 +86,27 @@ class Engine:
         priority: int = 0,
         salt: bytes = b"",
         stream: bool = False,
+        matcher: Matcher | None = None,
     ) -> Answer:
         """Accept a request. Its choices have the keys `answer.keys`; with `stream`, text is made at every step.
 
-        Raises InvalidRequestError (ContextLengthError if too long) and then keeps nothing of it.
+        The grammar of `params` is compiled here, which may take milliseconds, unless `matcher` is what
+        `grammars.compile` made of it elsewhere. Raises InvalidRequestError (ContextLengthError if too long) and then
+        keeps nothing of it.
         """
         try:
             self._check(request_id, params)
             request = self._admission.request(
                 self._next_key, self._arrivals, prompt_token_ids, params, priority=priority, salt=salt
             )
+            if params.grammar is not None and matcher is None:
+                matcher = self.grammars.compile(params.grammar)
             self.scheduler.add(request)
         except InvalidRequestError:
             self.metrics.refused += 1
             raise
+        if matcher is not None:
+            self.grammars.open(request, matcher)
         self._next_key += params.n
         self._arrivals += 1
         detokenizers = [self._new_detokenizer(request) for _ in range(params.n)]
@@ -114,20 +126,27 @@ class Engine:
         started = self._clock()
         self._ledger.end_overdue(started)
 
-        plan = self.scheduler.plan()
+        plan = self._masked(self.scheduler.plan())
         result = self._run(plan)
         moved = self.scheduler.commit(plan, result) if result else []
+        if result and len(self.grammars):
+            self._follow(plan, result, moved)
 
         now = self._clock()
         self._ledger.update(moved, now)
         self.metrics.count_step(plan.num_rows, plan.num_tokens, now - started)
-        return self._ledger.take_touched(now)
+        if self.observer is not None:
+            self.observer(plan, moved, now - started)
+        touched = self._ledger.take_touched(now)
+        self._close_grammars(touched)
+        return touched
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> Answer | None:
         """End a request with what it has. None if no unfinished request has this name."""
         answer = self._ledger.get(request_id)
         if answer is not None:
             self._ledger.end(answer, reason, self._clock())
+            self._close_grammars([answer])
         return answer
 
     def has_unfinished(self) -> bool:
@@ -153,6 +172,33 @@ class Engine:
     def _new_detokenizer(self, request: Request) -> TextStream | None:
         return Continuation(self.tokenizer, request.tokens, request.params.stop) if self.tokenizer else None
 
+    def _masked(self, plan: StepPlan) -> StepPlan:
+        """The plan with the masks of texts that follow a grammar."""
+        masked, faults = self.grammars.masked(plan)
+        self._fail(faults)
+        return masked
+
+    def _follow(self, plan: StepPlan, result: StepResult, moved: list[Request]) -> None:
+        """Advance grammars by what was committed, and end texts that nothing can be added to."""
+        if any(request.finish_reason is FinishReason.ERROR for request in moved):
+            self._fail(self.grammars.explain(plan, result))
+        faults, complete = self.grammars.advance(moved)
+        self._fail(faults)
+        for key in complete:
+            self.scheduler.finish(key, FinishReason.STOP)
+
+    def _fail(self, faults: dict[int, Exception]) -> None:
+        """End the choices of these keys with an error, unless they have ended already."""
+        for key, error in faults.items():
+            answer = self._ledger.answer_of(key)
+            if answer is not None and answer.choices[key - answer.keys[0]].finish_reason is None:
+                self._ledger.fail(key, error, self._clock())
+
+    def _close_grammars(self, answers: list[Answer]) -> None:
+        for answer in answers if len(self.grammars) else []:
+            if answer.is_finished:
+                self.grammars.close(answer.keys)
+
     def _run(self, plan: StepPlan) -> StepResult | None:
         """The model's answer to a plan. If rows raise, their requests fail and the plan is taken back: the others are
         computed again, to the same bytes. Ctrl-C takes it back too.
@@ -166,6 +212,5 @@ class Engine:
         if not outcome.faults:
             return outcome.result
         self.scheduler.cancel(plan)
-        for key, error in outcome.faults.items():
-            self._ledger.fail(key, error, self._clock())
+        self._fail(outcome.faults)
         return None

@@ -103,6 +103,7 @@ def _pick_draws(sample: SamplePlan, draws: Picked) -> SamplePlan:
     history_start, history = _pick_spans(sample.history_start, draws)
     plain = {name: getattr(sample, name)[draws] for name in _PER_DRAW}
     has_history = len(sample.history_prompt) == len(sample)
+    has_masks = len(sample.masks) > 0
     return SamplePlan(
         rows=np.zeros(len(draws), np.int32),
         bias_start=bias_start,
@@ -111,6 +112,8 @@ def _pick_draws(sample: SamplePlan, draws: Picked) -> SamplePlan:
         history_start=history_start,
         history_tokens=sample.history_tokens[history],
         history_prompt=sample.history_prompt[draws] if has_history else sample.history_prompt,
+        mask_index=sample.mask_index[draws] if has_masks else sample.mask_index,
+        masks=sample.masks,
         **plain,
     )
 

@@ -42,9 +42,10 @@ class EngineStats:
     output_tokens_per_s: float
     """Generated tokens / time inside steps."""
     ttft_mean_s: float | None
+    """Over requests that have a token; None before there is one."""
     tpot_mean_s: float | None
     e2e_mean_s: float | None
-    """Means over ended requests; None before there is one."""
+    """Over ended requests; None before there is one."""
     blocks_total: int
     blocks_used: int
     blocks_cached: int
@@ -54,6 +55,9 @@ class EngineStats:
     """Tokens held / token slots in allocated blocks."""
     memory_bytes: dict[str, int]
     """weights, kv, activations: what the runner holds."""
+    histograms: dict[str, dict[str, Any]]
+    """Of seconds: queue, ttft, itl, tpot, e2e, step_time; of tokens: prompt_length, output_length, step_size. Each has
+    `bounds`, `counts` (one more, the last above every bound; not cumulative) and `total`; see EngineMetrics."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, fit for JSON."""
@@ -93,4 +97,5 @@ def snapshot(metrics: EngineMetrics, scheduler: SchedulerStats, held: MemoryUse,
         block_size=plan.block_size,
         kv_utilisation=scheduler.kv_utilisation,
         memory_bytes=dataclasses.asdict(held),
+        histograms=metrics.histograms(),
     )

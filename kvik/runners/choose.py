@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import warnings
 
+from kvik.checkpoint.fake import PREFIX as FAKE
 from kvik.config import EngineConfig
 from kvik.errors import BackendError
+from kvik.runners.fake import FakeRunner
 from kvik.runners.native import NativeRunner, available
 from kvik.runners.reference import ReferenceRunner
 from kvik.runners.runner import Runner
 
 
 def create_runner(config: EngineConfig) -> Runner:
-    """The runner that `backend` names; for auto, native if it was built, otherwise reference, saying so once.
+    """The runner that `backend` names; for auto, native if it was built, otherwise reference, saying so once. A fake
+    model has a runner of its own.
 
     Raises BackendError if what was asked for by name cannot serve, with the reason.
     """
+    if (config.model.model or "").startswith(FAKE):
+        return FakeRunner.of_config(config)
     options = config.runner
     if options.backend == "reference":
         return _built(ReferenceRunner, config)

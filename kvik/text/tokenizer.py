@@ -125,6 +125,16 @@ class Tokenizer:
         return int(self._raw.get_vocab_size(with_added_tokens=True))
 
     @property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that are no text, such as those that end an answer."""
+        return frozenset(self._special.values())
+
+    @property
+    def has_exact_bytes(self) -> bool:
+        """Whether `token_bytes` of tokens, joined, are the text of them all; not so for a rare decoder."""
+        return self._layout.kind != "general"
+
+    @property
     def has_chat_template(self) -> bool:
         return self._template is not None
 

@@ -98,7 +98,6 @@ def test_several_choices_are_numbered() -> None:
         (["--model", "dummy:tiny-llama", "--tensor-parallel-size", "2"], "tensor_parallel_size is 2"),
         (["--model", "dummy:tiny-llama", "--isa", "amx", "--backend", "sideways"], "sideways"),
         (["--no-such-flag"], "--no-such-flag"),
-        (["a text"], "dummy:"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(args: list[str], said: str) -> None:

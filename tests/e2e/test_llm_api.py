@@ -175,8 +175,7 @@ def test_unknown_names_are_type_errors() -> None:
 @pytest.mark.parametrize(
     ("model", "options", "error", "parts"),
     [
-        (None, {}, ConfigError, ["model", "dummy:"]),
-        ("", {}, ConfigError, ["model"]),
+        ("", {}, CheckpointError, ["''", "dummy:"]),
         ("/no/such/directory", {}, CheckpointError, ["/no/such/directory"]),
         ("dummy:nothing", {}, CheckpointError, ["nothing"]),
         ("dummy:tiny-qwen3", {"max_model_len": 10**9}, ConfigError, ["max_model_len", "1000000000"]),

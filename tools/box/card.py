@@ -1,7 +1,7 @@
 """The model card: `python -m tools.box.card --run DIR --accuracy bf16=FILE --accuracy int8=FILE --out FILE`.
 
-Everything with a number in it is read from the run's log and from results of `tools.box.evaluate`; nothing is typed in.
-This file knows nothing of how they were measured.
+Everything with a number in it is read from the run's log and from results of `kvik eval tasks` or `tools.box.evaluate`;
+nothing is typed in. This file knows nothing of how they were measured.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tools.box.corpus import CURRICULUM
 from tools.box.evaluate import BOUNDS
 from tools.box.model import Shape
 from tools.box.state import read_log
@@ -59,15 +60,17 @@ training.
 ## Training
 
 From scratch on {tokens:.0f} million tokens ({steps:,} steps, {hours:.1f} core hours on {machine}): Muon for the
-matrices, Adam for the rest, constant rate and a linear decay at the end, loss on answers only, documents of at first
-256, then 512, then 2,000 tokens. Final training loss: {loss:.4f} nats per answer token.
+matrices, Adam for the rest, constant rate and a linear decay at the end, loss on answers only. Documents of at most
+{lengths} tokens as training went on; at first many of them only asked for what stands in
+them. Final training loss: {loss:.4f} nats per answer token.
 
 ![loss and held-out accuracy](training.png)
 
 ## Held-out accuracy
 
 Questions whose phrasing and values were never trained on, through Kvik at temperature 0: exact match of the answer (of
-the sum for additions, of the object for JSON), in percent, with standard errors.
+the sum for additions, of the object for JSON), in percent, with standard errors. `kvik eval tasks` asks those that come
+with the model, in any form: `--weights int8`, `--weights int4`, `--kv-dtype int8`.
 
 {table}
 """
@@ -77,10 +80,11 @@ def rows(results: dict[str, dict[str, Any]]) -> str:
     """A table of tasks by form of weights and KV."""
     forms = list(results)
     lines = [f"| task | questions | {' | '.join(forms)} | at least |", "|---" * (len(forms) + 3) + "|"]
-    for task, first in results[forms[0]]["tasks"].items():
+    columns = [{**results[form]["tasks"], "all": results[form]["overall"]} for form in forms]
+    for task, first in columns[0].items():
         cells = []
-        for form in forms:
-            entry = results[form]["tasks"].get(task)
+        for column in columns:
+            entry = column.get(task)
             cells.append(f"{100 * entry['accuracy']:.1f} ± {100 * entry['standard_error']:.1f}" if entry else "")
         bound = f"{100 * BOUNDS[task]:.0f}" if task in BOUNDS else ""
         lines.append(f"| {task} | {first['count']} | {' | '.join(cells)} | {bound} |")
@@ -111,6 +115,7 @@ def card(log: list[dict[str, Any]], results: dict[str, dict[str, Any]], machine:
         steps=last["step"],
         hours=last["seconds"] / 3600,
         machine=machine,
+        lengths=", then ".join(f"{stage.longest:,}" for stage in CURRICULUM),
         loss=last["loss"],
         table=rows(results),
     )

@@ -28,14 +28,22 @@ LENGTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 1536, 2048)
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the curriculum: `longest` tokens to a document, `long_share` of documents with a long prompt."""
+    """A part of the curriculum: `longest` tokens to a document, `long_share` of documents with a long prompt,
+    `recall_share` that only ask for what stands in them.
+    """
 
     until_tokens: float
     longest: int
     long_share: float
+    recall_share: float
 
 
-CURRICULUM = (Stage(6e6, 256, 0.0), Stage(16e6, 512, 0.0), Stage(float("inf"), 2000, 0.03))
+CURRICULUM = (
+    Stage(2e6, 128, 0.0, 0.5),
+    Stage(6e6, 256, 0.0, 0.35),
+    Stage(12e6, 512, 0.0, 0.2),
+    Stage(float("inf"), 2000, 0.04, 0.1),
+)
 
 
 @dataclass(frozen=True)
@@ -53,11 +61,14 @@ def stage_at(tokens: float) -> Stage:
     return next(stage for stage in CURRICULUM if tokens < stage.until_tokens)
 
 
-def encode_range(path: str, seed: int, begin: int, end: int, longest: int, long_share: float) -> list[Encoded]:
+def encode_range(path: str, seed: int, begin: int, end: int, stage: Stage) -> list[Encoded]:
     """Documents begin..end in tokens; those that came out too long are left out."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = Tokenizer.from_file(path)
-    made = (encode_document(tokenizer, document(seed, n, longest, long_share)) for n in range(begin, end))
+    made = (
+        encode_document(tokenizer, document(seed, n, stage.longest, stage.long_share, stage.recall_share))
+        for n in range(begin, end)
+    )
     return [each for each in made if len(each.ids) <= LENGTHS[-1]]
 
 
@@ -76,11 +87,10 @@ class Corpus:
             first, share = chunk * self._documents, self._documents // self._workers
             self._ahead[key] = [
                 self._pool.submit(
-                    encode_range, self._path, self._seed, first + w * share, first + (w + 1) * share, stage.longest,
-                    stage.long_share,
+                    encode_range, self._path, self._seed, first + w * share, first + (w + 1) * share, stage
                 )
                 for w in range(self._workers)
-            ]  # fmt: skip
+            ]
         return self._ahead[key]
 
     def batches(self, chunk: int, stage: Stage) -> list[Batch]:

@@ -1,19 +1,18 @@
-"""Accuracy on held-out questions through Kvik: `python -m tools.box.evaluate --model DIR [--count N] [--weights int8]`.
+"""Accuracy on held-out questions drawn afresh: `python -m tools.box.evaluate --model DIR [--count N] [--weights int8]`.
 
-Questions are drawn afresh from the held-out side, as many as asked for; those that ship with the model are a part of
-the same side. Writes one JSON object, and the wrong answers if a file is named for them. This file knows nothing of
-training.
+The same questions, judge and result as `kvik eval tasks`, but as many of each task as asked for, and held against what
+the model must reach; those that ship with the model are a part of the same side. This file knows nothing of training.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from kvik import LLM, SamplingParams
-from kvik.bench.tasks import MAX_ANSWER_TOKENS, Judged, judge
+from kvik import LLM
+from kvik.bench.accuracy import measure_tasks, tasks_result, write_result, write_wrong
+from kvik.bench.tasks import Judged
 from tools.box import heldout
 from tools.box.train import DEFAULT_OUT
 
@@ -31,30 +30,21 @@ BOUNDS = {
 """What the model must reach."""
 
 
-def measure(model: Path, tasks: list[str], count: int, options: dict[str, Any]) -> Judged:
-    """Answers to `count` questions of each task, judged."""
+def measure(model: Path, tasks: list[str], count: int, options: dict[str, Any]) -> tuple[Judged, dict[str, Any]]:
+    """Answers to `count` questions of each task, judged, and the result that says so."""
     items = [item for task in tasks for item in heldout.items(task, count)]
-    params = SamplingParams(temperature=0.0, max_tokens=MAX_ANSWER_TOKENS)
     with LLM(model=str(model), max_num_seqs=32, kv_cache_memory="512MiB", **options) as llm:
-
-        def answer(conversations: list[list[dict[str, str]]]) -> list[str]:
-            outputs = llm.chat(conversations, params, use_tqdm=False)
-            for output in outputs:
-                if output.error is not None:
-                    raise output.error
-            return [output.outputs[0].text for output in outputs]
-
-        return judge(items, answer)
+        judged = measure_tasks(llm, items, progress=True)
+        return judged, tasks_result(llm, judged)
 
 
-def table(judged: Judged) -> str:
-    """Accuracies as lines of text, with the bound where there is one."""
-    lines = []
-    for task, accuracy in judged.by_task.items():
-        bound = f"  (at least {100 * BOUNDS[task]:.0f})" if task in BOUNDS else ""
-        share, error = 100 * accuracy.share, 100 * accuracy.standard_error
-        lines.append(f"{task:12} {share:6.2f} +- {error:4.2f} %  of {accuracy.count}{bound}")
-    return "\n".join(lines)
+def missed(judged: Judged) -> list[str]:
+    """The tasks that stay below their bound."""
+    return [
+        f"{task}: {100 * accuracy.share:.1f} %, expected at least {100 * BOUNDS[task]:.0f} %"
+        for task, accuracy in judged.by_task.items()
+        if accuracy.share < BOUNDS.get(task, 0)
+    ]
 
 
 def main() -> None:
@@ -70,14 +60,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result here")
     args = parser.parse_args()
     options = {"weights": args.weights, "kv_dtype": args.kv_dtype, "threads": args.threads}
-    judged = measure(args.model, args.tasks.split(","), args.count, options)
-    print(table(judged))
+    judged, result = measure(args.model, args.tasks.split(","), args.count, options)
+    print("\n".join([*judged.lines(), *missed(judged)]))
     if args.json:
-        result = {"model": str(args.model), "options": options, **judged.as_dict()}
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_result(result, args.json)
     if args.wrong:
-        records = [{**item.as_dict(), "said": said} for item, said in judged.wrong]
-        args.wrong.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        write_wrong(judged, args.wrong)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from torch import Tensor
 from kvik import LLM, SamplingParams
 from tools.box import heldout
 from tools.box.model import Shape
+from tools.box.state import progress_of
 from tools.box.tokenizer import END, END_OF_TEXT, write, write_json
 from tools.box.train import DEFAULT_OUT
 
@@ -45,7 +46,8 @@ def export(run: Path, out: Path) -> None:
     if size > MAX_BYTES:
         raise ValueError(f"the weights take {size} bytes; expected at most {MAX_BYTES}")
     out.mkdir(parents=True, exist_ok=True)
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    metadata = {"format": "pt", "progress": progress_of(run / "state.safetensors")}
+    save_file(weights, out / "model.safetensors", metadata)
     (out / "model.safetensors").chmod(0o644)
     write(tokenizer, out, shape.max_position_embeddings)
     ids = tokenizer.token_to_id(END), tokenizer.token_to_id(END_OF_TEXT)

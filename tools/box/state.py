@@ -51,6 +51,22 @@ def load(path: Path, tensors: dict[str, Tensor]) -> Progress:
         return Progress(**json.loads(file.metadata()["progress"]))
 
 
+@torch.no_grad()
+def load_shipped(path: Path, weights: dict[str, Tensor]) -> Progress:
+    """Fill weights from an exported checkpoint. What it has seen goes on counting; steps and the decay begin anew."""
+    with safe_open(path, "pt") as file:
+        for name, tensor in weights.items():
+            tensor.copy_(file.get_tensor(name))
+        seen = Progress(**json.loads(file.metadata()["progress"]))
+    return Progress(tokens=seen.tokens, chunk=seen.chunk + 1, seconds=seen.seconds)
+
+
+def progress_of(path: Path) -> str:
+    """The progress that a file of a run holds, as JSON."""
+    with safe_open(path, "pt") as file:
+        return str(file.metadata()["progress"])
+
+
 def append_log(path: Path, record: dict[str, Any]) -> None:
     """One JSON object as a line."""
     with path.open("a", encoding="utf-8") as file:

@@ -38,12 +38,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="where state, log and tokenizer lie")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start-from", type=Path, help="an exported model whose weights a new run starts from")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: torch's choice")
     parser.add_argument("--workers", type=int, default=1, help="processes that make text")
     parser.add_argument("--documents", type=int, default=16_000, help="documents to a chunk of text")
-    parser.add_argument("--batch-tokens", type=int, default=6144, help="places in one batch")
-    parser.add_argument("--batches", type=int, default=3, help="batches to a step")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="places in one batch")
+    parser.add_argument("--batches", type=int, default=2, help="batches to a step")
     parser.add_argument("--steps", type=int, default=10**9, help="stop after this step")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many minutes of this sitting")
     parser.add_argument("--decay-steps", type=int, default=0, help="bring the rate down to 0 over so many steps, end")
@@ -59,7 +60,7 @@ class Run:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         args.out.mkdir(parents=True, exist_ok=True)
-        self.tokenizer = open_tokenizer(args.out, args.seed)
+        self.tokenizer = open_tokenizer(args.out, args.seed, args.start_from)
         self.device = torch.device(args.device)
         self.model = Decoder(Shape(vocab_size=self.tokenizer.get_vocab_size()), args.seed).to(self.device)
         self.rates = Rates()
@@ -70,6 +71,9 @@ class Run:
         self.path, self.log = args.out / "state.safetensors", args.out / "log.jsonl"
         if self.path.exists():
             self.progress = state.load(self.path, self._tensors())
+        elif args.start_from:
+            weights = {f"model.{name}": p for name, p in self._weights.items()}
+            self.progress = state.load_shipped(args.start_from / "model.safetensors", weights)
         if args.decay_steps and self.progress.decay_from is None:
             self.progress.decay_from, self.progress.decay_steps = self.progress.step, args.decay_steps
         if args.compile:
@@ -126,10 +130,10 @@ class Run:
         return decayed or p.step >= self.args.steps
 
 
-def open_tokenizer(out: Path, seed: int) -> Tokenizer:
-    """The run's tokenizer, learned and written first if there is none."""
+def open_tokenizer(out: Path, seed: int, start_from: Path | None = None) -> Tokenizer:
+    """The run's tokenizer; if there is none, first that of the model it starts from, or a new one, is written."""
     if not (out / "tokenizer.json").exists():
-        write(learn(seed), out)
+        write(Tokenizer.from_file(str(start_from / "tokenizer.json")) if start_from else learn(seed), out)
     return Tokenizer.from_file(str(out / "tokenizer.json"))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kvik.errors import BackendError
 
-ABI = 3
+ABI = 4
 FORMS = {"bf16": 0, "f32": 1, "f16": 2, "int8": 3, "int4": 4}
 ROLES = (
     "embed",
@@ -81,9 +81,16 @@ SAMPLE_ARRAYS = (
     "history_tokens",
     "history_prompt",
 )
+MASK_ARRAYS = ("mask_index", "masks")
 SCORE_ARRAYS = ("indices", "targets", "num_top")
 PLAN_ARRAYS = ("token_ids", "positions", "query_start_loc", "seq_lens", "block_tables", "copies")
-SampleStruct = _structure("SampleStruct", *_int32s("num_draws"), *_pointers(*SAMPLE_ARRAYS))
+SampleStruct = _structure(
+    "SampleStruct",
+    *_int32s("num_draws"),
+    *_pointers(*SAMPLE_ARRAYS),
+    *_int32s("num_masks", "mask_words"),
+    *_pointers(*MASK_ARRAYS),
+)
 ScoreStruct = _structure("ScoreStruct", *_int32s("num_scores"), *_pointers(*SCORE_ARRAYS))
 PlanStruct = _structure(
     "PlanStruct",

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik.runners.native.library import (
+    MASK_ARRAYS,
     PLAN_ARRAYS,
     SAMPLE_ARRAYS,
     SCORE_ARRAYS,
@@ -28,9 +29,17 @@ from kvik.step import Float32, Int32, SamplePlan, StepPlan, StepResult, TopLogpr
 def sample_struct(plan: SamplePlan) -> Any:
     """SampleStruct pointing into the plan's arrays."""
     struct = SampleStruct()
-    struct.num_draws = len(plan)
-    fill(struct, SAMPLE_ARRAYS, plan)
+    _fill_sample(struct, plan)
     return struct
+
+
+def _fill_sample(struct: Any, plan: SamplePlan) -> None:
+    struct.num_draws = len(plan)
+    if len(plan):
+        fill(struct, SAMPLE_ARRAYS, plan)
+    if len(plan.masks):
+        struct.num_masks, struct.mask_words = plan.masks.shape
+        fill(struct, MASK_ARRAYS, plan)
 
 
 def plan_struct(plan: StepPlan) -> Any:
@@ -39,9 +48,7 @@ def plan_struct(plan: StepPlan) -> Any:
     struct.num_rows, struct.num_tokens = plan.num_rows, plan.num_tokens
     struct.num_copies, struct.table_width = len(plan.copies), plan.block_tables.shape[1]
     fill(struct, PLAN_ARRAYS, plan)
-    struct.sample.num_draws = len(plan.sample)
-    if len(plan.sample):
-        fill(struct.sample, SAMPLE_ARRAYS, plan.sample)
+    _fill_sample(struct.sample, plan.sample)
     struct.score.num_scores = len(plan.score)
     if len(plan.score):
         fill(struct.score, SCORE_ARRAYS, plan.score)

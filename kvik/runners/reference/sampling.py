@@ -49,9 +49,19 @@ def ranking(logits: Float32) -> Int64:
     return order
 
 
+def allowed(plan: SamplePlan, s: int, vocab: int) -> NDArray[np.bool_] | None:
+    """[vocab] Whether draw s may give each token; None where it has no mask. Tokens past a mask's end are not in it."""
+    if not len(plan.masks) or not 0 <= plan.mask_index[s] < len(plan.masks):
+        return None
+    tokens = np.arange(vocab)
+    words = np.pad(plan.masks[plan.mask_index[s]], (0, -(-vocab // 32)))
+    return (words[tokens // 32] >> (tokens % 32).astype(np.uint32) & 1).astype(np.bool_)
+
+
 def adjusted(plan: SamplePlan, s: int, logits: Float32) -> Float32:
-    """The logits of draw s after bias and penalties. Ids outside the vocabulary are ignored."""
-    values: Float32 = logits.copy()
+    """The logits of draw s after mask, bias and penalties. Ids outside the vocabulary are ignored."""
+    mask = allowed(plan, s, len(logits))
+    values: Float32 = logits.copy() if mask is None else np.where(mask, logits, np.float32(-np.inf))
     for i in range(plan.bias_start[s], plan.bias_start[s + 1]):
         if 0 <= plan.bias_tokens[i] < len(values):
             values[plan.bias_tokens[i]] += plan.bias_values[i]

@@ -17,7 +17,8 @@ LOG = [
     {"step": 40, "tokens": 2_000_000, "seconds": 3600, "loss": 1.25, "tokens_per_s": 500},
     {"step": 40, "tokens": 2_000_000, "seconds": 3600, "held_out": dict.fromkeys(plot.SHOWN, 0.9)},
 ]
-RESULT = {"tasks": {"definition": {"accuracy": 0.975, "standard_error": 0.011, "count": 200, "right": 195}}}
+SHARE = {"accuracy": 0.975, "standard_error": 0.011, "count": 200, "right": 195}
+RESULT = {"tasks": {"definition": SHARE}, "overall": SHARE | {"accuracy": 0.5}}
 
 
 def test_the_card_says_what_was_measured() -> None:
@@ -31,11 +32,13 @@ def test_the_card_says_what_was_measured() -> None:
     ):
         assert said in text, said
     assert "| definition | 200 | 97.5 ± 1.1 | 97.5 ± 1.1 | 95 |" in text
+    assert "| all | 200 | 50.0 ± 1.1 | 50.0 ± 1.1 |  |" in text
     assert "{" not in text
 
 
 def test_a_task_that_was_not_measured_in_one_form_is_left_empty() -> None:
-    assert rows({"bf16": RESULT, "int4": {"tasks": {}}}).endswith("| definition | 200 | 97.5 ± 1.1 |  | 95 |")
+    table = rows({"bf16": RESULT, "int4": {"tasks": {}, "overall": SHARE}})
+    assert "| definition | 200 | 97.5 ± 1.1 |  | 95 |" in table
 
 
 def write_log(path: Path) -> Path:

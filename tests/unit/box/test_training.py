@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from tools.box import corpus, export, heldout, state, train  # noqa: E402
-from tools.box.evaluate import measure, table  # noqa: E402
+from tools.box.evaluate import measure, missed  # noqa: E402
 from tools.box.model import Decoder, Shape  # noqa: E402
 from tools.box.optimizer import Adam, Muon, orthogonalized, share_at  # noqa: E402
 from tools.box.tokenizer import Encoded  # noqa: E402
@@ -83,9 +83,10 @@ def test_an_export_is_read_alike_by_transformers_and_kvik(small: Path, tmp_path:
     trained(small, 4)
     export.export(small, tmp_path / "model")
     assert export.largest_difference(tmp_path / "model", ("follow_up", "json"), count=2) < export.TOLERANCE
-    judged = measure(tmp_path / "model", ["addition_2", "refusal"], 3, {"threads": 1})
+    judged, result = measure(tmp_path / "model", ["addition_2", "refusal"], 3, {"threads": 1})
     assert {task: accuracy.count for task, accuracy in judged.by_task.items()} == {"addition_2": 3, "refusal": 3}
-    assert "addition_2" in table(judged)
+    assert result["tasks"]["refusal"]["count"] == 3
+    assert [line.split(":")[0] for line in missed(judged)] == ["addition_2", "refusal"]
 
 
 def test_the_shape_that_ships_is_under_the_limit() -> None:
@@ -121,6 +122,16 @@ def test_the_curriculum_grows_longer() -> None:
     lengths = [corpus.stage_at(tokens).longest for tokens in (0, 1e7, 1e9)]
     assert lengths == sorted(lengths)
     assert lengths[0] < lengths[-1] <= corpus.LENGTHS[-1]
+
+
+def test_a_run_starts_from_an_exported_model(small: Path, tmp_path: Path) -> None:
+    before = trained(small, 3)
+    export.export(small, tmp_path / "box")
+    run = train.Run(train.parse(options(tmp_path / "next", "--start-from", str(tmp_path / "box"))))
+    assert (run.progress.step, run.progress.tokens) == (0, before.progress.tokens)
+    assert run.progress.chunk > before.progress.chunk
+    for mine, theirs in zip(run.model.parameters(), before.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs.bfloat16().float())
 
 
 def test_orthogonalized_matrices_have_singular_values_near_one() -> None:

@@ -119,4 +119,4 @@ def copying(rng: Random, side: Side) -> Turn:
         if side.owns("copy", text):
             break
     question = fill(side.phrasing(rng, "copy", COPY), text=text)
-    return Turn("copying", question, text, weight=0.5)
+    return Turn("copying", question, text)

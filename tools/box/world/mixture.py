@@ -27,7 +27,7 @@ WEIGHTS: tuple[tuple[Task, float], ...] = (
     (lists.sorting, 6),
     (lists.reversing, 5),
     (lists.spelling, 2),
-    (lists.copying, 6),
+    (lists.copying, 8),
     (records.extraction, 7),
     (records.to_json, 7),
     (stories.story, 2),
@@ -68,11 +68,24 @@ def rough_tokens(turns: list[Turn]) -> int:
     return int(1.2 * digits + (len(text) - digits) / CHARACTERS_PER_TOKEN) + 10 * len(turns)
 
 
-def draw_turns(rng: Random, longest: int, long_share: float) -> list[Turn]:
+RECALL: tuple[Task, ...] = (lists.copying, lists.copying, lists.reversing, lists.spelling, records.extraction)
+"""Tasks whose answer stands in the question. Looking back is learned late, and everything exact waits for it."""
+
+
+def recall_turns(rng: Random, longest: int) -> list[Turn]:
+    """Several questions whose answers stand in them, or a short haystack."""
+    if rng.random() < 0.3:
+        return needle.needle(rng, TRAIN, rng.randint(30, max(50, min(longest, 512) // 2)), rng.randint(2, 6))
+    return [rng.choice(RECALL)(rng, TRAIN) for _ in range(rng.randint(1, 5))]
+
+
+def draw_turns(rng: Random, longest: int, long_share: float, recall_share: float) -> list[Turn]:
     """Turns of one document: one task, a follow-up chain, a haystack with questions, or several tasks in a row."""
     roll = rng.random()
     if roll < long_share and longest > 512:
         return needle.needle(rng, TRAIN, rng.randint(300, min(needle.LONGEST + 80, longest - 300)), rng.randint(3, 8))
+    if rng.random() < recall_share:
+        return recall_turns(rng, longest)
     roll = rng.random()
     if roll < 0.08:
         return needle.needle(rng, TRAIN, rng.randint(40, max(60, min(longest, 512) * 5 // 8)), rng.randint(1, 6))
@@ -83,11 +96,13 @@ def draw_turns(rng: Random, longest: int, long_share: float) -> list[Turn]:
     return [task_turn(rng) for _ in range(rng.randint(2, 8))]
 
 
-def document(seed: int, number: int, longest: int, long_share: float = 0.05) -> Conversation:
-    """Training document `number`: at most about `longest` tokens; `long_share` of documents have a long prompt."""
+def document(seed: int, number: int, longest: int, long_share: float = 0.05, recall_share: float = 0.1) -> Conversation:
+    """Training document `number`: at most about `longest` tokens. `long_share` of documents have a long prompt, and
+    `recall_share` only ask for what stands in them.
+    """
     rng = Random(digest("document", seed, number, longest))
     while True:
-        turns = draw_turns(rng, longest, long_share)
+        turns = draw_turns(rng, longest, long_share, recall_share)
         while rough_tokens(turns) > longest and len(turns) > 1:
             turns = turns[:-1]
         if rough_tokens(turns) <= longest:

@@ -48,6 +48,25 @@ def test_accuracies_are_counted_by_task_in_order() -> None:
     assert judged.as_dict()["tasks"]["b"]["accuracy"] == 0.5
 
 
+def test_all_items_count_alike_whatever_their_task() -> None:
+    items = [*(Item("many", ASKED, "x") for _ in range(9)), Item("few", ASKED, "y")]
+    judged = judge(items, lambda conversations: ["x"] * len(conversations))
+    assert (judged.overall.right, judged.overall.count) == (9, 10)
+    assert judged.as_dict()["overall"]["accuracy"] == 0.9
+
+
+def test_the_table_has_a_line_for_each_task_and_one_for_all() -> None:
+    items = [Item(task, ASKED, answer) for task, answer in (("a", "x"), ("a", "y"), ("b", "y"))]
+    head, *rows = judge(items, lambda conversations: ["x"] * len(conversations)).lines()
+    assert head.split() == ["task", "questions", "right", "accuracy", "error"]
+    assert [row.split()[:4] for row in rows] == [
+        ["a", "2", "1", "50.0"],
+        ["b", "1", "0", "0.0"],
+        ["all", "3", "1", "33.3"],
+    ]
+    assert len({len(line) for line in (head, *rows)}) == 1, "columns end alike"
+
+
 def test_the_standard_error_is_binomial_and_never_nothing() -> None:
     assert Accuracy(50, 100).standard_error == pytest.approx(0.05)
     assert 0 < Accuracy(100, 100).standard_error == pytest.approx(math.sqrt(101 / 102 / 102 / 100))

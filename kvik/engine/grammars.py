@@ -1,0 +1,196 @@
+"""Grammars: which unfinished texts must follow one, and what that means for the step at hand.
+
+    plan = grammars.masked(plan)                  before the model: the tokens each text may go on with
+    grammars.advance(moved)                       after commit: each text has its token
+
+A text's place in its grammar depends on its own tokens alone, so it survives preemption and plans that are taken back:
+a mask is made again, nothing is followed twice. What a grammar gets wrong is an error of its request and of no other.
+This file knows nothing of how the model computes or of how requests end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from kvik.checkpoint.spec import DecoderSpec
+from kvik.errors import InvalidRequestError
+from kvik.request import Request
+from kvik.step import SamplePlan, StepPlan, StepResult, UInt32, as_int32
+from kvik.text.matcher import GrammarVocabulary, Matcher
+from kvik.text.tokenizer import Tokenizer
+
+Faults = dict[int, Exception]
+"""What went wrong, by the key of the choice that it went wrong for."""
+
+
+class _Text:
+    """One choice: its matcher, and the tokens that end it, as words and bits of a mask."""
+
+    __slots__ = ("ends", "key", "matcher", "plain_ends")
+
+    def __init__(
+        self, key: int, matcher: Matcher, ends: list[tuple[int, int]], plain_ends: list[tuple[int, int]]
+    ) -> None:
+        self.key = key
+        self.matcher = matcher
+        self.ends = ends
+        self.plain_ends = plain_ends
+        """Of those, the ones that are also text, which a grammar may take for it."""
+
+    def copy(self, key: int) -> _Text:
+        """Another choice with the same beginning."""
+        return _Text(key, self.matcher.copy(), self.ends, self.plain_ends)
+
+
+class Grammars:
+    """The unfinished texts with a grammar, by key. Only `compile` and `prepare` may be called from other threads."""
+
+    def __init__(self, tokenizer: Tokenizer | None, spec: DecoderSpec) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = spec.vocab_size
+        self._end_ids = spec.eos_ids
+        self._known: GrammarVocabulary | None = None
+        self._texts: dict[int, _Text] = {}
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def prepare(self) -> None:
+        """Do what the first request with a grammar would have to wait for. Raises InvalidRequestError."""
+        self._vocabulary().prepare()
+
+    def compile(self, grammar: str) -> Matcher:
+        """A matcher for `open`. Raises InvalidRequestError if the grammar, or the model's tokenizer, cannot be used."""
+        return self._vocabulary().compile(grammar)
+
+    def open(self, request: Request, matcher: Matcher) -> None:
+        """A request has been accepted whose choices begin where this matcher is."""
+        plain = request.stop_ids - self._vocabulary().special_ids
+        self._texts[request.key] = _Text(request.key, matcher, _bits(request.stop_ids), _bits(plain))
+
+    def close(self, keys: Iterable[int]) -> None:
+        """These choices have ended. Idempotent."""
+        for key in keys:
+            self._texts.pop(key, None)
+
+    def masked(self, plan: StepPlan) -> tuple[StepPlan, Faults]:
+        """The plan with a mask for every draw of a text with a grammar. What is drawn for those at fault is void."""
+        if not self._texts or not len(plan.sample):
+            return plan, {}
+        index, texts = self._gather(plan.sample)
+        if not texts:
+            return plan, {}
+        masks = np.empty((len(texts), self._vocabulary().num_words), np.uint32)
+        faults = self._fill(masks, texts)
+        return plan.with_masks(as_int32(index), masks), faults
+
+    def _gather(self, sample: SamplePlan) -> tuple[list[int], list[_Text]]:
+        """The mask of each draw, and the texts that the masks belong to, in order.
+
+        Draws of one row are the choices of a request that is about to fork: they are at the same place, and those after
+        the first begin here.
+        """
+        index: list[int] = []
+        texts: list[_Text] = []
+        first, last_row = None, -1
+        for key, row in zip(sample.keys.tolist(), sample.rows.tolist(), strict=True):
+            if row != last_row:
+                first, last_row = self._texts.get(key), row
+                if first is not None:
+                    texts.append(first)
+            elif first is not None:
+                self._texts[key] = first.copy(key)
+            index.append(-1 if first is None else len(texts) - 1)
+        return index, texts
+
+    def _fill(self, masks: UInt32, texts: list[_Text]) -> Faults:
+        faults: Faults = {}
+        address, stride = masks.__array_interface__["data"][0], masks.strides[0]
+        for row, text in enumerate(texts):
+            text.matcher.fill(address + row * stride)
+        end_bit = 1 << self._vocab_size % 32
+        for row, (text, word) in enumerate(zip(texts, masks[:, self._vocab_size // 32].tolist(), strict=True)):
+            if word & end_bit:
+                try:
+                    _settle(masks[row], text, text.matcher.confirm_end(address + row * stride))
+                except InvalidRequestError as error:
+                    faults[text.key] = error
+            elif text.plain_ends:
+                _settle(masks[row], text, may_end=False)
+        return faults
+
+    def advance(self, moved: Iterable[Request]) -> tuple[Faults, list[int]]:
+        """The scheduler has committed a step: follow the new tokens. Returns what went wrong, and the keys of texts
+        that are complete and have no token to end with.
+        """
+        faults: Faults = {}
+        complete: list[int] = []
+        for request in moved:
+            text = self._texts.get(request.key)
+            if text is None:
+                continue
+            if request.finish_reason is not None:
+                del self._texts[request.key]
+                continue
+            try:
+                text.matcher.advance((request.tokens[-1],))
+            except InvalidRequestError as error:
+                faults[request.key] = error
+            else:
+                if not request.stop_ids and text.matcher.finished:
+                    complete.append(request.key)
+        return faults, complete
+
+    def explain(self, plan: StepPlan, result: StepResult) -> Faults:
+        """Why draws failed, as far as their masks are the reason: nothing that they allow may be drawn."""
+        sample = plan.sample
+        if not len(sample.masks) or not result.failed.any():
+            return {}
+        return {
+            int(sample.keys[draw]): InvalidRequestError(
+                f"nothing can follow token {sample.positions[draw] - 1}: the grammar allows only what min_tokens or "
+                "logit_bias forbid",
+                param="grammar",
+            )
+            for draw in np.flatnonzero(result.failed).tolist()
+            if sample.mask_index[draw] >= 0 and not _leaves_any(sample, draw, self._vocab_size)
+        }
+
+    def _vocabulary(self) -> GrammarVocabulary:
+        if self._known is None:
+            if self._tokenizer is None:
+                raise InvalidRequestError(
+                    "grammar is set; this model has no tokenizer to spell it with", param="grammar"
+                )
+            self._known = GrammarVocabulary(self._tokenizer, self._vocab_size, self._end_ids)
+        return self._known
+
+
+def _bits(token_ids: Iterable[int]) -> list[tuple[int, int]]:
+    """Words of a mask and the bits in them."""
+    words: dict[int, int] = {}
+    for token_id in token_ids:
+        words[token_id // 32] = words.get(token_id // 32, 0) | 1 << token_id % 32
+    return list(words.items())
+
+
+def _settle(mask: UInt32, text: _Text, may_end: bool) -> None:
+    """Allow the tokens that end a text, or forbid those that could also go on with it."""
+    if may_end:
+        for word, bit in text.ends:
+            mask[word] |= np.uint32(bit)
+    else:
+        for word, bit in text.plain_ends:
+            mask[word] &= ~np.uint32(bit)
+
+
+def _leaves_any(sample: SamplePlan, draw: int, vocab_size: int) -> bool:
+    """Whether a draw's mask holds a token that is not banned."""
+    words = np.ascontiguousarray(sample.masks[sample.mask_index[draw]]).astype("<u4")
+    left = np.unpackbits(words.view(np.uint8), bitorder="little")[:vocab_size]
+    span = slice(sample.bias_start[draw], sample.bias_start[draw + 1])
+    banned = sample.bias_tokens[span][sample.bias_values[span] == -np.inf]
+    left[banned[banned < len(left)]] = 0
+    return bool(left.any())

@@ -1,0 +1,197 @@
+"""Generation: one call's prompts through the queue and the engine, their updates to a sink.
+
+Each prompt waits for its own turn. Whatever ends the call early (the client leaves, a deadline, a failure, the server's
+end) gives back its place in the queue and ends what is in the engine, at once. Knows nothing of what updates become.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from kvik.engine.remote.frames import Update
+from kvik.errors import KvikError, OverloadedError
+from kvik.request import SamplingParams
+from kvik.server.admission import Place
+from kvik.server.backend import Stream
+from kvik.server.exchange import Exchange
+from kvik.server.meter import CALLER_FULL, SERVER_FULL
+from kvik.server.protocol.errors import SERVER, ApiError, deadline_exceeded
+from kvik.server.service import Loaded, Service
+
+LONG_S = 86_400.0
+LEAST_S = 0.001
+
+
+class Sink(Protocol):
+    """Takes the updates of a call."""
+
+    whole: bool
+    """Only the end is of interest: each choice comes as one update."""
+
+    async def push(self, prompt: int, update: Update) -> None:
+        """What is new in one choice of one prompt. Raises ApiError if it says that the request failed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be generated."""
+
+    prompts: Sequence[list[int]]
+    params: SamplingParams
+    """For each prompt."""
+    rank: int = 0
+    """Among the caller's own requests; lower is served first."""
+    deadline: float | None = None
+    """By the service's clock."""
+
+
+class Generation:
+    """One job of one exchange."""
+
+    def __init__(self, service: Service, loaded: Loaded, exchange: Exchange, job: Job) -> None:
+        self._service, self._exchange, self._job = service, exchange, job
+        self._admission, self._meter = loaded.admission, service.meter
+        self._number = service.next_number()
+        self._first_token: float | None = None
+        self._tokens = 0
+
+    async def run(self, sink: Sink) -> None:
+        """Until every prompt has its answer. Raises KvikError, ApiError, and what the sink does."""
+        try:
+            if len(self._job.prompts) == 1:
+                await self._answer(0, sink)
+            else:
+                await together([self._answer_of(number, sink) for number in range(len(self._job.prompts))])
+        finally:
+            self._exchange.notes["tokens"] = self._tokens
+            if self._first_token is not None:
+                self._exchange.notes["ttft_s"] = self._first_token
+
+    def _answer_of(self, number: int, sink: Sink) -> Callable[[], Awaitable[None]]:
+        return lambda: self._answer(number, sink)
+
+    async def _answer(self, number: int, sink: Sink) -> None:
+        """One prompt, from the queue to the last token."""
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        place = Place(
+            self._exchange.caller.name,
+            len(self._job.prompts[number]),
+            self._job.params.n,
+            self._job.rank,
+            granted=lambda: settle(turn),
+            dropped=lambda error: settle(turn, error),
+        )
+        entered = self._service.clock()
+        self._enter(place)
+        try:
+            if not place.inside:
+                await self._wait(turn)
+            self._meter.queued(self._service.clock() - entered)
+            async with self._submit(number, place) as stream:
+                if sink.whole:
+                    await self._take_whole(number, stream, place, sink)
+                else:
+                    async for update in stream:
+                        self._note(place, update)
+                        await sink.push(number, update)
+        finally:
+            self._admission.leave(place)
+
+    def _enter(self, place: Place) -> None:
+        try:
+            self._admission.enter(place)
+        except OverloadedError:
+            self._meter.rejected(SERVER_FULL)
+            raise
+        except ApiError:
+            self._meter.rejected(CALLER_FULL)
+            raise
+
+    async def _wait(self, turn: asyncio.Future[None]) -> None:
+        """For the turn, until the deadline or as long as anybody may wait for a first token."""
+        loop = asyncio.get_running_loop()
+        deadline = self._job.deadline
+        left = None if deadline is None else deadline - self._service.clock()
+        patience = self._admission.patience
+        error: Exception = ApiError(
+            503, SERVER, "overloaded", "the request waited too long for its turn", retry_after_s=patience / 2
+        )
+        if left is not None and left < patience:
+            patience, error = left, deadline_exceeded()
+        timer = loop.call_later(max(0.0, patience), settle, turn, error)
+        try:
+            await turn
+        finally:
+            timer.cancel()
+
+    def _submit(self, number: int, place: Place) -> Stream:
+        params = self._job.params
+        if self._job.deadline is not None:
+            left = self._job.deadline - self._service.clock()
+            if left <= LEAST_S:
+                raise deadline_exceeded()
+            params = replace(params, deadline_s=left)
+        return self._service.backend.submit(
+            self._job.prompts[number],
+            params,
+            request_id=f"{self._exchange.request_id}.{self._number}.{number}",
+            priority=place.start,
+            salt=self._exchange.caller.salt,
+        )
+
+    async def _take_whole(self, number: int, stream: Stream, place: Place, sink: Sink) -> None:
+        await stream.wait(LONG_S)
+        self._admission.first_token(place)
+        came = self._service.clock()
+        updates = await stream.whole()
+        self._note_first_token(came)
+        for update in updates:
+            self._note(place, update)
+            await sink.push(number, update)
+
+    def _note(self, place: Place, update: Update) -> None:
+        count = len(update.token_ids)
+        self._tokens += count
+        if not place.prefilled:
+            self._admission.first_token(place)
+            self._note_first_token(self._service.clock())
+        self._admission.charge(place, count)
+
+    def _note_first_token(self, when: float) -> None:
+        if self._first_token is None:
+            self._first_token = when - self._exchange.started_at
+            self._meter.first_token(self._first_token)
+
+
+def settle(turn: asyncio.Future[None], error: Exception | None = None) -> None:
+    """Decide a turn, unless it is decided."""
+    if turn.done():
+        return
+    if error is None:
+        turn.set_result(None)
+    else:
+        turn.set_exception(error)
+
+
+async def together(works: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """All of them side by side. When one fails the others are cancelled; its failure is raised."""
+    loop = asyncio.get_running_loop()
+
+    async def run(work: Callable[[], Awaitable[None]]) -> None:
+        await work()
+
+    tasks = [loop.create_task(run(work)) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+FAILURES = (KvikError, ApiError)
+"""What ends a call with an error for the client."""
