@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvik.checkpoint.checkpoint import Checkpoint
 from kvik.config import EngineConfig
@@ -31,8 +31,10 @@ from kvik.request import FinishReason, Request, SamplingParams
 from kvik.runners.runner import Runner
 from kvik.scheduler import Scheduler
 from kvik.step import StepPlan, StepResult
-from kvik.text.matcher import Matcher
 from kvik.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from kvik.text.matcher import Matcher
 
 
 class Engine:
@@ -126,14 +128,13 @@ class Engine:
         started = self._clock()
         self._ledger.end_overdue(started)
 
-        plan = self._masked(self.scheduler.plan())
-        result = self._run(plan)
+        plan, result = self._run(self.scheduler.plan())
         moved = self.scheduler.commit(plan, result) if result else []
-        if result and len(self.grammars):
-            self._follow(plan, result, moved)
+        faults = self._follow(plan, result, moved) if result and len(self.grammars) else {}
 
         now = self._clock()
         self._ledger.update(moved, now)
+        self._fail(faults)
         self.metrics.count_step(plan.num_rows, plan.num_tokens, now - started)
         if self.observer is not None:
             self.observer(plan, moved, now - started)
@@ -172,20 +173,16 @@ class Engine:
     def _new_detokenizer(self, request: Request) -> TextStream | None:
         return Continuation(self.tokenizer, request.tokens, request.params.stop) if self.tokenizer else None
 
-    def _masked(self, plan: StepPlan) -> StepPlan:
-        """The plan with the masks of texts that follow a grammar."""
-        masked, faults = self.grammars.masked(plan)
-        self._fail(faults)
-        return masked
-
-    def _follow(self, plan: StepPlan, result: StepResult, moved: list[Request]) -> None:
-        """Advance grammars by what was committed, and end texts that nothing can be added to."""
+    def _follow(self, plan: StepPlan, result: StepResult, moved: list[Request]) -> dict[int, Exception]:
+        """Advance grammars by what was committed, and end texts that nothing can be added to. Returns which choices
+        fail for what reason, once the ledger knows them all.
+        """
         if any(request.finish_reason is FinishReason.ERROR for request in moved):
             self._fail(self.grammars.explain(plan, result))
         faults, complete = self.grammars.advance(moved)
-        self._fail(faults)
         for key in complete:
             self.scheduler.finish(key, FinishReason.STOP)
+        return faults
 
     def _fail(self, faults: dict[int, Exception]) -> None:
         """End the choices of these keys with an error, unless they have ended already."""
@@ -199,18 +196,21 @@ class Engine:
             if answer.is_finished:
                 self.grammars.close(answer.keys)
 
-    def _run(self, plan: StepPlan) -> StepResult | None:
-        """The model's answer to a plan. If rows raise, their requests fail and the plan is taken back: the others are
-        computed again, to the same bytes. Ctrl-C takes it back too.
+    def _run(self, plan: StepPlan) -> tuple[StepPlan, StepResult | None]:
+        """The plan with the masks of texts that follow a grammar, and the model's answer to it. If rows raise, their
+        requests fail and the plan is taken back: the others are computed again, to the same bytes. Ctrl-C takes it
+        back too.
         """
         try:
+            plan, faults = self.grammars.masked(plan)
+            self._fail(faults)
             outcome = run_isolating(self.runner, plan)
         except BaseException:
             self.scheduler.cancel(plan)
             raise
         self.metrics.steps_isolated += outcome.isolated
         if not outcome.faults:
-            return outcome.result
+            return plan, outcome.result
         self.scheduler.cancel(plan)
         self._fail(outcome.faults)
-        return None
+        return plan, None

@@ -11,6 +11,7 @@ This file knows nothing of how the model computes or of how requests end.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,8 +19,10 @@ from kvik.checkpoint.spec import DecoderSpec
 from kvik.errors import InvalidRequestError
 from kvik.request import Request
 from kvik.step import SamplePlan, StepPlan, StepResult, UInt32, as_int32
-from kvik.text.matcher import GrammarVocabulary, Matcher
 from kvik.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from kvik.text.matcher import GrammarVocabulary, Matcher
 
 Faults = dict[int, Exception]
 """What went wrong, by the key of the choice that it went wrong for."""
@@ -109,13 +112,16 @@ class Grammars:
         faults: Faults = {}
         address, stride = masks.__array_interface__["data"][0], masks.strides[0]
         for row, text in enumerate(texts):
-            text.matcher.fill(address + row * stride)
+            try:
+                text.matcher.fill(address + row * stride)
+            except Exception as error:
+                faults[text.key] = error
         end_bit = 1 << self._vocab_size % 32
         for row, (text, word) in enumerate(zip(texts, masks[:, self._vocab_size // 32].tolist(), strict=True)):
             if word & end_bit:
                 try:
                     _settle(masks[row], text, text.matcher.confirm_end(address + row * stride))
-                except InvalidRequestError as error:
+                except Exception as error:
                     faults[text.key] = error
             elif text.plain_ends:
                 _settle(masks[row], text, may_end=False)
@@ -136,7 +142,7 @@ class Grammars:
                 continue
             try:
                 text.matcher.advance((request.tokens[-1],))
-            except InvalidRequestError as error:
+            except Exception as error:
                 faults[request.key] = error
             else:
                 if not request.stop_ids and text.matcher.finished:
@@ -164,6 +170,8 @@ class Grammars:
                 raise InvalidRequestError(
                     "grammar is set; this model has no tokenizer to spell it with", param="grammar"
                 )
+            from kvik.text.matcher import GrammarVocabulary  # most never need it, and it costs a fifth of their start
+
             self._known = GrammarVocabulary(self._tokenizer, self._vocab_size, self._end_ids)
         return self._known
 

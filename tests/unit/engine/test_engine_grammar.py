@@ -266,25 +266,36 @@ def test_a_grammar_that_becomes_too_much_fails_its_request_alone() -> None:
 
 
 class Failing:
-    """A matcher that cannot say whether its text may end."""
+    """A matcher in which one of its methods raises when it is called for the `when`th time."""
 
-    def __init__(self, matcher: Matcher) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: Matcher, where: str, error: BaseException, when: int = 1) -> None:
+        self._matcher, self._where, self._error, self._left = matcher, where, error, when
 
     def copy(self) -> Failing:
-        return self
+        return Failing(self._matcher.copy(), self._where, self._error, self._left)
+
+    def _call(self, name: str, *args: Any) -> Any:
+        self._left -= name == self._where
+        if name == self._where and self._left == 0:
+            raise self._error
+        return getattr(self._matcher, name)(*args)
 
     def fill(self, address: int) -> None:
-        self._matcher.fill(address)
+        self._call("fill", address)
 
     def confirm_end(self, address: int) -> bool:
-        raise InvalidRequestError("told to", param="grammar")
+        return bool(self._call("confirm_end", address))
+
+    def advance(self, token_ids: Any) -> None:
+        self._call("advance", token_ids)
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_an_error_while_masks_are_made_fails_that_request_and_its_row_is_drawn_for_nobody(n: int) -> None:
+@pytest.mark.parametrize("where", ["fill", "confirm_end", "advance"])
+def test_whatever_raises_in_a_grammar_fails_its_request_alone(n: int, where: str) -> None:
     engine = grammar_engine()
-    matcher: Any = Failing(engine.grammars.compile(grammar.regex("a*")))
+    compiled = engine.grammars.compile(grammar.regex("(ab)+"))
+    matcher: Any = Failing(compiled, where, RuntimeError("told to"))
     bad = engine.add([1], params(n=n), request_id="bad", matcher=matcher)
     good = engine.add([*PROMPT, 0], params(seed=0), request_id="good")
     finish(engine)
@@ -293,6 +304,34 @@ def test_an_error_while_masks_are_made_fails_that_request_and_its_row_is_drawn_f
     assert [only(good).token_ids] == answers_alone()[0]
     assert engine.stats().blocks_used == 0
     assert len(engine.grammars) == 0
+
+
+class FailingFirst(Failing):
+    """Fails for the first choice only."""
+
+    def copy(self) -> Any:
+        return self._matcher.copy()
+
+
+def test_a_choice_that_fails_at_its_first_token_takes_no_other_with_it() -> None:
+    engine = grammar_engine()
+    matcher: Any = FailingFirst(engine.grammars.compile(MADE), "advance", RuntimeError("told to"))
+    answer = engine.add([*PROMPT, 0], params(seed=0, n=3), request_id="a", matcher=matcher)
+    finish(engine)
+    assert [output.finish_reason for output in outputs(answer)] == ["error", "stop", "stop"]
+    assert [output.token_ids for output in outputs(answer)][1:] == answers_alone(3)[0][1:]
+    assert engine.stats().blocks_used == 0
+
+
+def test_an_interrupt_while_masks_are_made_loses_nothing() -> None:
+    engine = grammar_engine()
+    matcher: Any = Failing(engine.grammars.compile(MADE), "fill", KeyboardInterrupt(), when=4)
+    answers = [engine.add([*PROMPT, 0], params(seed=0), request_id="a", matcher=matcher)]
+    answers.append(engine.add([*PROMPT, 1], params(seed=1), request_id="b"))
+    with pytest.raises(KeyboardInterrupt):
+        finish(engine)
+    finish(engine)
+    assert [[only(answer).token_ids] for answer in answers] == answers_alone()[:2]
 
 
 @pytest.mark.parametrize(
