@@ -41,8 +41,8 @@ class Stage:
 CURRICULUM = (
     Stage(2e6, 128, 0.0, 0.5),
     Stage(6e6, 256, 0.0, 0.35),
-    Stage(12e6, 512, 0.0, 0.2),
-    Stage(float("inf"), 2000, 0.04, 0.1),
+    Stage(10e6, 512, 0.0, 0.2),
+    Stage(float("inf"), 2000, 0.12, 0.25),
 )
 
 

@@ -23,13 +23,13 @@ WEIGHTS: tuple[tuple[Task, float], ...] = (
     (knowledge.advice, 8),
     (numbers.addition, 14),
     (numbers.comparison, 4),
-    (numbers.counting, 5),
-    (lists.sorting, 6),
+    (numbers.counting, 6),
+    (lists.sorting, 8),
     (lists.reversing, 5),
     (lists.spelling, 2),
-    (lists.copying, 8),
-    (records.extraction, 7),
-    (records.to_json, 7),
+    (lists.copying, 10),
+    (records.extraction, 14),
+    (records.to_json, 8),
     (stories.story, 2),
     (chatter.refusal, 12),
     (chatter.talk, 2),
@@ -68,7 +68,14 @@ def rough_tokens(turns: list[Turn]) -> int:
     return int(1.2 * digits + (len(text) - digits) / CHARACTERS_PER_TOKEN) + 10 * len(turns)
 
 
-RECALL: tuple[Task, ...] = (lists.copying, lists.copying, lists.reversing, lists.spelling, records.extraction)
+RECALL: tuple[Task, ...] = (
+    lists.copying,
+    lists.copying,
+    lists.reversing,
+    lists.spelling,
+    records.extraction,
+    records.extraction,
+)
 """Tasks whose answer stands in the question. Looking back is learned late, and everything exact waits for it."""
 
 
@@ -76,14 +83,14 @@ def recall_turns(rng: Random, longest: int) -> list[Turn]:
     """Several questions whose answers stand in them, or a short haystack."""
     if rng.random() < 0.3:
         return needle.needle(rng, TRAIN, rng.randint(30, max(50, min(longest, 512) // 2)), rng.randint(2, 6))
-    return [rng.choice(RECALL)(rng, TRAIN) for _ in range(rng.randint(1, 5))]
+    return [rng.choice(RECALL)(rng, TRAIN) for _ in range(rng.randint(1, 6))]
 
 
 def draw_turns(rng: Random, longest: int, long_share: float, recall_share: float) -> list[Turn]:
     """Turns of one document: one task, a follow-up chain, a haystack with questions, or several tasks in a row."""
     roll = rng.random()
     if roll < long_share and longest > 512:
-        return needle.needle(rng, TRAIN, rng.randint(300, min(needle.LONGEST + 80, longest - 300)), rng.randint(3, 8))
+        return needle.needle(rng, TRAIN, rng.randint(300, min(needle.LONGEST + 80, longest - 300)), rng.randint(5, 16))
     if rng.random() < recall_share:
         return recall_turns(rng, longest)
     roll = rng.random()
