@@ -22,18 +22,29 @@ using kvik::CombineItem;
 
 constexpr float NEVER = -__builtin_inff();
 
-// K-blocks of a run of groups of one sequence and head: where each group lies, and an offset within it.
+// Keys or values of a run of groups of one sequence: where each group lies, and an offset within it.
 struct Groups {
     const char* const* at;
     int64_t offset;
     KVIK_INLINE const char* operator()(int64_t i) const { return at[i] + offset; }
 };
 
+// The KV heads of an item, how many rows of queries each has, and from which row to which they lie: on tiles a product
+// writes whole ones.
+struct Heads {
+    int64_t first, count, rows, pitch;
+};
+
+template <class F>
+constexpr int64_t row_pitch(int64_t rows) {
+    return most_rows<F>() == 32 ? kvik::round_up(rows, TILE) : rows;
+}
+
 // Working memory of one attention item.
 template <class F>
 struct Scratch {
-    const char** groups[2];  // [partition / 32] where the groups of this partition and of the next one lie
-    char* blocks;            // widened K-blocks of one group
+    const char** groups;     // [partition / 32] where the groups of a partition lie
+    char* blocks;            // widened K-blocks of one head of a group
     float* scores;           // [rows, partition]
     typename F::act* probs;  // [rows, partition], or ActBlocks [partition / 32, rows]
     int64_t probs_stride;
@@ -41,7 +52,7 @@ struct Scratch {
     float *part_max, *part_sum, *total_max, *total_sum;
 
     Scratch(Carver& carver, int64_t rows, int64_t partition, int64_t dims) {
-        for (const char**& each : groups) each = carver.take<const char*>(partition / GROUP);
+        groups = carver.take<const char*>(partition / GROUP);
         blocks = carver.take<char>(dims / KBLOCK * BF16_BLOCK_BYTES);
         scores = carver.take<float>(rows * partition);
         probs = carver.take<typename F::act>(rows * partition / F::PER);
@@ -152,49 +163,41 @@ KVIK_INLINE Span span_of(const AttendArgs& args, const AttendItem& item, int64_t
     const int32_t* table = args.block_tables + item.row * args.table_width;
     for (int64_t i = 0; i < count; i++) {
         const int64_t position = begin + i * GROUP, block = position / args.kv.block_size;
-        at[i] = args.kv_layer + item.kv_head * args.kv.head_bytes() + table[block] * args.kv.block_bytes() +
+        at[i] = args.kv_layer + table[block] * args.kv.block_bytes() +
                 (position - block * args.kv.block_size) / GROUP * args.kv.group_bytes();
     }
     return {{at, 0}, count, begin};
 }
 
-// Memory is asked for two groups before it is read, in the order of reading: keys, values, the next span's keys.
-constexpr int64_t GROUPS_AHEAD = 2;
-
-// Where the group begins that is read GROUPS_AHEAD after group g of `now`, which are followed by those of `then`.
-KVIK_INLINE const char* wanted(const Groups& now, int64_t g, int64_t count, const Groups& then, int64_t then_count) {
-    if (g + GROUPS_AHEAD < count) return now(g + GROUPS_AHEAD);
-    const int64_t later = g + GROUPS_AHEAD - count;
-    return later < then_count ? then(later) : now(g);
-}
-
-// scores = q x keys.
+// scores = q x keys. `q` is the first head's; `next_head` elements on are those of the next.
 template <class F>
-KVIK_INLINE void score_groups(const AttendArgs& args, const Span& span, const typename F::act* q, int64_t rows,
-                              Scratch<F>& s) {
+KVIK_INLINE void score_groups(const AttendArgs& args, const Span& span, const typename F::act* q, int64_t next_head,
+                              const Heads& heads, Scratch<F>& s) {
     const int64_t kblocks = args.kv.kblocks(), stride = query_stride<F>(args);
     const int64_t bytes = kvik::kblock_bytes(args.kv.form);
-    const Groups values{span.groups.at, args.kv.keys_bytes()};
     for (int64_t g = 0; g < span.count; g++) {
-        InOrder keys{span.groups(g), bytes};
-        const Ahead ahead{wanted(span.groups, g, span.count, values, span.count), 128, bytes};
+        for (int64_t h = 0; h < heads.count; h++) {
+            InOrder keys{span.groups(g) + args.kv.keys_offset(heads.first + h), bytes};
+            const Ahead none{keys(0), 0, 0};
 #if defined(KVIK_AMX)
-        if (args.kv.form == KVIK_INT8) {
-            for (int64_t k = 0; k < kblocks; k++) widen_bytes(keys(k), s.blocks + k * BF16_BLOCK_BYTES);
-            keys = {s.blocks, BF16_BLOCK_BYTES};
-        }
+            if (args.kv.form == KVIK_INT8) {
+                for (int64_t k = 0; k < kblocks; k++) widen_bytes(keys(k), s.blocks + k * BF16_BLOCK_BYTES);
+                keys = {s.blocks, BF16_BLOCK_BYTES};
+            }
 #endif
-        in_pieces<F>(rows, [&](int64_t r, int piece) {
-            product<F>(piece, q + row_at<F>(r, stride), stride, keys, kblocks, ahead,
-                       s.scores + r * args.partition + g * GROUP, args.partition);
-        });
+            float* scores = s.scores + h * heads.pitch * args.partition + g * GROUP;
+            in_pieces<F>(heads.rows, [&](int64_t r, int piece) {
+                product<F>(piece, q + h * next_head + row_at<F>(r, stride), stride, keys, kblocks, none,
+                           scores + r * args.partition, args.partition);
+            });
+        }
     }
 }
 
-// part = (or, from the second group on, +=) probabilities x values of one group.
+// part = (or, from the second group on, +=) probabilities x values of one group and head.
 template <class F, Mode MODE>
-KVIK_INLINE void weigh_group(const AttendArgs& args, const char* values, const char* ahead, const typename F::act* probs,
-                             int64_t rows, Scratch<F>& s) {
+KVIK_INLINE void weigh_group(const AttendArgs& args, const char* values, const typename F::act* probs, int64_t rows,
+                             float* part, Scratch<F>& s) {
     const int64_t dims = args.kv.head_dim_padded(), bytes = kvik::kblock_bytes(args.kv.form), stride = s.probs_stride;
     for (int64_t d = 0; d < dims / PANEL; d++) {
         const char* block = values + d * bytes;
@@ -205,46 +208,53 @@ KVIK_INLINE void weigh_group(const AttendArgs& args, const char* values, const c
         }
 #endif
         in_pieces<F>(rows, [&](int64_t r, int piece) {
-            product<F, MODE>(piece, probs + row_at<F>(r, stride), stride, InOrder{block, 0}, 1,
-                             Ahead{ahead + d * bytes, 128, 0}, s.part + r * dims + d * PANEL, dims);
+            product<F, MODE>(piece, probs + row_at<F>(r, stride), stride, InOrder{block, 0}, 1, Ahead{block, 0, 0},
+                             part + r * dims + d * PANEL, dims);
         });
     }
 }
 
 // part = probabilities x values, in the order of positions.
 template <class F>
-KVIK_INLINE void weigh_values(const AttendArgs& args, const Span& span, const Span& next, int64_t rows,
-                              Scratch<F>& s) {
-    const Groups values{span.groups.at, args.kv.keys_bytes()};
+KVIK_INLINE void weigh_values(const AttendArgs& args, const Span& span, const Heads& heads, Scratch<F>& s) {
+    const int64_t dims = args.kv.head_dim_padded();
     for (int64_t g = 0; g < span.count; g++) {
-        const char* ahead = wanted(values, g, span.count, next.groups, next.count);
-        const typename F::act* probs = s.probs + (F::PER == 1 ? g * GROUP : g * s.probs_stride);
-        if (g == 0)
-            weigh_group<F, FRESH>(args, values(g), ahead, probs, rows, s);
-        else
-            weigh_group<F, CONTINUE>(args, values(g), ahead, probs, rows, s);
+        for (int64_t h = 0; h < heads.count; h++) {
+            const int64_t row = h * heads.pitch;
+            const char* values = span.groups(g) + args.kv.values_offset(heads.first + h);
+            const typename F::act* probs =
+                s.probs + row_at<F>(row, s.probs_stride) + (F::PER == 1 ? g * GROUP : g * s.probs_stride);
+            float* part = s.part + row * dims;
+            if (g == 0)
+                weigh_group<F, FRESH>(args, values, probs, heads.rows, part, s);
+            else
+                weigh_group<F, CONTINUE>(args, values, probs, heads.rows, part, s);
+        }
     }
 }
 
-// One partition: scores, softmax, weighted values into scratch.part.
+// One partition: scores, softmax, weighted values into scratch.part. Memory is read forward, the keys of all heads and
+// then their values, and fetched ahead by the machine; asking for it here as well made it slower.
 template <class F>
-static void attend_partition(const AttendArgs& args, const AttendItem& item, const Span& span, const Span& next,
-                             const typename F::act* q, int64_t rows, Scratch<F>& s) {
+static void attend_partition(const AttendArgs& args, const AttendItem& item, const Span& span,
+                             const typename F::act* q, int64_t next_head, const Heads& heads, Scratch<F>& s) {
     const int64_t group = args.spec->num_heads / args.spec->num_kv_heads;
-    score_groups<F>(args, span, q, rows, s);
-    const Groups key_scales{span.groups.at, args.kv.scales_offset()};
-    const Groups value_scales{span.groups.at, args.kv.keys_bytes() + args.kv.scales_offset()};
+    score_groups<F>(args, span, q, next_head, heads, s);
     const bool is_int8 = args.kv.form == KVIK_INT8;
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(args.spec->head_dim));
-    for (int64_t r = 0; r < rows; r++) {
-        const int64_t position = args.positions[item.begin + r / group];
-        float* scores = s.scores + r * args.partition;
-        s.part_max[r] = scale_scores(scores, span, first_seen(position, args.window) - span.begin,
-                                     position + 1 - span.begin, scale, is_int8 ? &key_scales : nullptr);
-        softmax_row<F>(scores, span, is_int8 ? &value_scales : nullptr, s.probs + row_at<F>(r, s.probs_stride),
-                       s.probs_stride, s.part_max[r], s.part_sum[r]);
+    for (int64_t h = 0; h < heads.count; h++) {
+        const Groups key_scales{span.groups.at, args.kv.keys_offset(heads.first + h) + args.kv.scales_offset()};
+        const Groups value_scales{span.groups.at, args.kv.values_offset(heads.first + h) + args.kv.scales_offset()};
+        for (int64_t r = h * heads.pitch; r < h * heads.pitch + heads.rows; r++) {
+            const int64_t position = args.positions[item.begin + (r - h * heads.pitch) / group];
+            float* scores = s.scores + r * args.partition;
+            s.part_max[r] = scale_scores(scores, span, first_seen(position, args.window) - span.begin,
+                                         position + 1 - span.begin, scale, is_int8 ? &key_scales : nullptr);
+            softmax_row<F>(scores, span, is_int8 ? &value_scales : nullptr, s.probs + row_at<F>(r, s.probs_stride),
+                           s.probs_stride, s.part_max[r], s.part_sum[r]);
+        }
     }
-    weigh_values<F>(args, span, next, rows, s);
+    weigh_values<F>(args, span, heads, s);
 }
 
 // out = total / sum, as activations of the next product.
@@ -264,64 +274,64 @@ KVIK_INLINE void finish_row(const AttendArgs& args, int64_t token, int64_t head,
 
 // Leave one partition's unmerged result for `combine`: merging here would change the order of additions.
 template <class F>
-KVIK_INLINE void leave_partial(const AttendArgs& args, const AttendItem& item, int64_t partition, int64_t rows,
+KVIK_INLINE void leave_partial(const AttendArgs& args, const AttendItem& item, int64_t partition, const Heads& heads,
                                bool seen, const Scratch<F>& s) {
     const int64_t dims = args.kv.head_dim_padded();
     float* left = args.partials + (item.partial + partition - item.part_begin) * args.partial_stride;
-    for (int64_t r = 0; r < rows; r++, left += 2 + dims) {
+    for (int64_t i = 0; i < heads.count * heads.rows; i++, left += 2 + dims) {
+        const int64_t r = i / heads.rows * heads.pitch + i % heads.rows;
         left[0] = seen ? s.part_max[r] : NEVER;
         left[1] = seen ? s.part_sum[r] : 0.0f;
         if (seen) std::memcpy(left + 2, s.part + r * dims, dims * sizeof(float));
     }
 }
 
-// `after`: the item that this thread attends to next, whose keys are fetched meanwhile; or null.
 template <class F>
-static void attend_of(const AttendArgs& args, const AttendItem& item, const AttendItem* after, void* scratch) {
+static void attend_of(const AttendArgs& args, const AttendItem& item, void* scratch) {
     const int64_t dims = args.kv.head_dim_padded(), group = args.spec->num_heads / args.spec->num_kv_heads;
-    const int64_t rows = (item.end - item.begin) * group, room = kvik::padded(rows);
+    const Heads heads{item.head_begin, item.head_end - item.head_begin, (item.end - item.begin) * group,
+                      row_pitch<F>((item.end - item.begin) * group)};
+    const int64_t rows = heads.count * heads.pitch;
     Carver carver(static_cast<char*>(scratch));
-    Scratch<F> s(carver, room, args.partition, dims);
-    const int64_t stride = query_stride<F>(args), heads_before = item.kv_head * args.num_tokens * group * dims / F::PER;
-    const auto* q = static_cast<const typename F::act*>(args.q) + heads_before + row_at<F>(item.begin * group, stride);
+    Scratch<F> s(carver, kvik::padded(rows), args.partition, dims);
+    const int64_t stride = query_stride<F>(args), next_head = args.num_tokens * group * dims / F::PER;
+    const auto* q = static_cast<const typename F::act*>(args.q) + item.head_begin * next_head +
+                    row_at<F>(item.begin * group, stride);
     for (int64_t r = 0; r < rows; r++) s.total_max[r] = NEVER;
-    Span span = span_of(args, item, item.part_begin, s.groups[0]);
     for (int64_t p = item.part_begin; p < item.part_end; p++) {
-        const char** at = s.groups[(p - item.part_begin + 1) % 2];
-        Span next{};
-        if (p + 1 < item.part_end)
-            next = span_of(args, item, p + 1, at);
-        else if (after)
-            next = span_of(args, *after, after->part_begin, at);
-        if (span.count) attend_partition<F>(args, item, span, next, q, rows, s);
-        if (item.partial >= 0) leave_partial(args, item, p, rows, span.count > 0, s);
-        for (int64_t r = 0; span.count && item.partial < 0 && r < rows; r++)
+        const Span span = span_of(args, item, p, s.groups);
+        if (span.count) attend_partition<F>(args, item, span, q, next_head, heads, s);
+        if (item.partial >= 0) leave_partial(args, item, p, heads, span.count > 0, s);
+        for (int64_t r = 0; span.count && item.partial < 0 && r < rows; r++) {
+            if (r % heads.pitch >= heads.rows) continue;
             merge(s.total_max[r], s.total_sum[r], s.total + r * dims, s.part_max[r], s.part_sum[r], s.part + r * dims,
                   dims);
-        span = next;
+        }
     }
     if (item.partial >= 0) return;
-    for (int64_t r = 0; r < rows; r++)
-        finish_row(args, item.begin + r / group, item.kv_head * group + r % group, s.total + r * dims, s.total_sum[r]);
+    for (int64_t i = 0; i < heads.count * heads.rows; i++) {
+        const int64_t r = i / heads.rows * heads.pitch + i % heads.rows;
+        finish_row(args, item.begin + i % heads.rows / group, (heads.first + i / heads.rows) * group + i % group,
+                   s.total + r * dims, s.total_sum[r]);
+    }
 }
 
 static void attend(const AttendArgs& args, int64_t begin, int64_t end, void* scratch) {
     for (int64_t i = begin; i < end; i++) {
         const AttendItem& item = args.items[i];
-        const AttendItem* after = i + 1 < end ? &args.items[i + 1] : nullptr;
         if (args.kv.form == KVIK_F32)
-            attend_of<F32>(args, item, after, scratch);
+            attend_of<F32>(args, item, scratch);
         else if (args.kv.form == KVIK_INT8)
-            attend_of<std::conditional_t<ACT_OF_INTEGERS == kvik::ACT_INT8, WholeAndLow, Bf16>>(args, item, after,
-                                                                                               scratch);
+            attend_of<std::conditional_t<ACT_OF_INTEGERS == kvik::ACT_INT8, WholeAndLow, Bf16>>(args, item, scratch);
         else
-            attend_of<Bf16>(args, item, after, scratch);
+            attend_of<Bf16>(args, item, scratch);
     }
 }
 
 static int64_t attend_scratch(const KvikSpec& spec, int64_t query_rows, int64_t partition) {
     Carver measure;
-    Scratch<F32> s(measure, kvik::padded(query_rows), partition, kvik::padded(spec.head_dim));
+    const int64_t rows = query_rows < kvik::HEADS_TOGETHER * TILE ? kvik::HEADS_TOGETHER * TILE : query_rows;
+    Scratch<F32> s(measure, kvik::padded(rows), partition, kvik::padded(spec.head_dim));
     (void)s;
     return measure.used();
 }
@@ -329,14 +339,15 @@ static int64_t attend_scratch(const KvikSpec& spec, int64_t query_rows, int64_t 
 // Merge what the items of a split sequence left behind, in order of position.
 static void combine(const AttendArgs& args, const CombineItem& item) {
     const int64_t dims = args.kv.head_dim_padded(), group = args.spec->num_heads / args.spec->num_kv_heads;
+    const int64_t rows = (item.end - item.begin) * group;
     alignas(64) float total[MAX_HEAD_DIM];
-    for (int64_t r = 0; r < (item.end - item.begin) * group; r++) {
+    for (int64_t r = 0; r < (item.head_end - item.head_begin) * rows; r++) {
         float max = NEVER, sum = 0;
         for (int64_t i = 0; i < item.count; i++) {
             const float* left = args.partials + (item.first + i) * args.partial_stride + r * (2 + dims);
             merge(max, sum, total, left[0], left[1], left + 2, dims);
         }
-        finish_row(args, item.begin + r / group, item.kv_head * group + r % group, total, sum);
+        finish_row(args, item.begin + r % rows / group, (item.head_begin + r / rows) * group + r % group, total, sum);
     }
 }
 

@@ -27,6 +27,8 @@ KVIK_ALWAYS int64_t act_bytes(ActForm form, int64_t columns) {
 
 // Rows of activations are readable up to a multiple of this many, for tiles that always load 16 or 32 rows.
 constexpr int64_t ROW_PADDING = 32;
+// Most KV heads of one item of attention: runs of memory are long enough by then.
+constexpr int32_t HEADS_TOGETHER = 8;
 
 enum Epilogue : int32_t {
     STORE,     // out = product (+ bias)
@@ -95,9 +97,10 @@ struct RopeStoreArgs {
     ActForm form;
 };
 
-// One piece of attention: query tokens [begin, end) of a row, one KV head, partitions [part_begin, part_end).
+// One piece of attention: query tokens [begin, end) of a row, KV heads [head_begin, head_end), partitions
+// [part_begin, part_end).
 struct AttendItem {
-    int32_t row, begin, end, kv_head;
+    int32_t row, begin, end, head_begin, head_end;
     int32_t part_begin, part_end;
     int32_t partial;  // where to leave the partitions' results unmerged, one after another; -1: finish the item
 };
@@ -122,7 +125,8 @@ struct AttendArgs {
 };
 
 struct CombineItem {
-    int32_t row, begin, end, kv_head, first, count;  // partials first .. first + count, in order of position
+    int32_t row, begin, end, head_begin, head_end;
+    int32_t first, count;  // partials first .. first + count, in order of position
 };
 
 // One panel of a matrix of whole numbers.

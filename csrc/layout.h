@@ -23,7 +23,10 @@
 //
 //   int8: K-blocks of int8, then the float scale of each position: [keys][32 scales][values][32 scales]
 //
-//   arena: [layer][block][kv head][group of the block][keys | values]
+//   arena: [layer][block][group of the block][keys of all kv heads | values of all kv heads]
+//
+// Keys of all heads lie together, and so do values: attention takes all keys of some groups, then all values, and memory
+// is fast only where such runs are longer than its pages of 4 KB.
 #pragma once
 
 #include <cstdint>
@@ -109,14 +112,16 @@ struct KvLayout {
 
     KVIK_ALWAYS int64_t head_dim_padded() const { return padded(head_dim); }
     KVIK_ALWAYS int64_t kblocks() const { return head_dim_padded() / KBLOCK; }
-    // Keys of a group; as many bytes of values follow. The scales of an int8 group are its last 128 bytes.
+    // Of one head's keys in a group, and as much of its values. The scales of an int8 group are the last 128 bytes.
     KVIK_ALWAYS int64_t keys_bytes() const {
         return kblocks() * kblock_bytes(form) + (form == KVIK_INT8 ? GROUP * 4 : 0);
     }
     KVIK_ALWAYS int64_t scales_offset() const { return kblocks() * kblock_bytes(form); }
-    KVIK_ALWAYS int64_t group_bytes() const { return 2 * keys_bytes(); }
-    KVIK_ALWAYS int64_t head_bytes() const { return block_size / GROUP * group_bytes(); }
-    KVIK_ALWAYS int64_t block_bytes() const { return num_kv_heads * head_bytes(); }
+    // Within a group: where a head's keys and values begin.
+    KVIK_ALWAYS int64_t keys_offset(int64_t head) const { return head * keys_bytes(); }
+    KVIK_ALWAYS int64_t values_offset(int64_t head) const { return (num_kv_heads + head) * keys_bytes(); }
+    KVIK_ALWAYS int64_t group_bytes() const { return 2 * num_kv_heads * keys_bytes(); }
+    KVIK_ALWAYS int64_t block_bytes() const { return block_size / GROUP * group_bytes(); }
     KVIK_ALWAYS int64_t layer_bytes() const { return num_blocks * block_bytes(); }
 };
 

@@ -156,9 +156,8 @@ static void rope_store(const RopeStoreArgs& args, int64_t begin, int64_t end) {
         const int64_t head = item % s.num_kv_heads;
         const int64_t first = args.positions[run.begin];
         const int64_t block = args.block_tables[run.row * args.table_width + first / kv.block_size];
-        char* keys = args.kv_layer + block * kv.block_bytes() + head * kv.head_bytes() +
-                     first % kv.block_size / GROUP * kv.group_bytes();
-        char* values = keys + kv.keys_bytes();
+        char* group = args.kv_layer + block * kv.block_bytes() + first % kv.block_size / GROUP * kv.group_bytes();
+        char *keys = group + kv.keys_offset(head), *values = group + kv.values_offset(head);
         // Probabilities of positions not yet written are zero, but zero times an old NaN is NaN.
         if (first % GROUP == 0) std::memset(values, 0, kv.keys_bytes());
         for (int64_t t = run.begin; t < run.end; t++) {

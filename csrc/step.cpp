@@ -30,6 +30,7 @@ public:
     bool is_small() const;
 
 private:
+    int32_t heads_together(int64_t tokens, int64_t partitions) const;
     void plan_attention();
     void plan_logits();
     void carve();
@@ -89,6 +90,13 @@ bool Step::is_small() const {
     return std::max(read, multiplied) < 10e-6 * m_.spec.num_layers;
 }
 
+// KV heads that one item attends to for so many query tokens over so many partitions: as many as there are rows for, so
+// that what it reads lies in long runs; one, if there would be too few pieces for the threads.
+int32_t Step::heads_together(int64_t tokens, int64_t partitions) const {
+    if (plan_.num_rows * partitions < 2 * m_.pool.size()) return 1;
+    return static_cast<int32_t>(std::clamp<int64_t>(QUERY_ROWS / (tokens * m_.group()), 1, HEADS_TOGETHER));
+}
+
 void Step::plan_attention() {
     std::vector<int64_t> lengths;
     for (int32_t row = 0; row < plan_.num_rows; row++) {
@@ -101,7 +109,9 @@ void Step::plan_attention() {
         for (int32_t t = begin; t < end; t += static_cast<int32_t>(query_tokens_)) {
             int32_t stop = std::min<int32_t>(end, t + static_cast<int32_t>(query_tokens_));
             int32_t parts = static_cast<int32_t>(plan_.positions[stop - 1] / partition_ + 1);
-            for (int32_t h = 0; h < m_.spec.num_kv_heads; h++) items_.push_back({row, t, stop, h, 0, parts, -1});
+            const int32_t together = heads_together(stop - t, parts);
+            for (int32_t h = 0; h < m_.spec.num_kv_heads; h += together)
+                items_.push_back({row, t, stop, h, std::min(h + together, m_.spec.num_kv_heads), 0, parts, -1});
         }
     }
     // Few items and many threads: let several threads share one sequence, each some of its partitions.
@@ -118,10 +128,10 @@ void Step::plan_attention() {
             }
             const int32_t piece = static_cast<int32_t>((parts + share - 1) / share);
             const int32_t first = static_cast<int32_t>(num_partials_);
-            combines_.push_back({item.row, item.begin, item.end, item.kv_head, first, parts});
+            combines_.push_back({item.row, item.begin, item.end, item.head_begin, item.head_end, first, parts});
             for (int32_t p = 0; p < parts; p += piece)
-                items_.push_back({item.row, item.begin, item.end, item.kv_head, p, std::min(parts, p + piece),
-                                  first + p});
+                items_.push_back({item.row, item.begin, item.end, item.head_begin, item.head_end, p,
+                                  std::min(parts, p + piece), first + p});
             num_partials_ += parts;
         }
     }
