@@ -33,11 +33,12 @@ Message = dict[str, str]
 def command(system: str | None, params: SamplingParams, engine: dict[str, Any]) -> None:
     """Hold a conversation. /reset, /system TEXT and /exit are commands; end of input leaves too.
 
-    Without --model the model in the box answers, at temperature 0 unless --temperature is given.
+    Without --model the model in the box answers. Flags of sampling that are left alone follow the model's
+    generation_config.json where it says something; the model in the box has temperature 0 there.
     """
     with open_llm(engine) as llm:
         require_chat_template(llm, "use `kvik generate` for it")
-        Conversation(llm, suited(params, engine), system).run()
+        Conversation(llm, suited(params, llm), system).run()
 
 
 class Conversation:

@@ -22,7 +22,7 @@ from kvik.cli.prompt_file import read_prompts
 from kvik.cli.records import output_record
 from kvik.cli.session import open_llm, require_chat_template, stream, suited
 from kvik.cli.terminal import error_line, is_terminal, json_line, note, show
-from kvik.errors import InvalidRequestError
+from kvik.errors import InvalidRequestError, KvikError
 
 if TYPE_CHECKING:
     from kvik import LLM
@@ -80,8 +80,9 @@ def command(
     """Continue PROMPT, or standard input, or every prompt of a file; the model in the box answers it.
 
     The text is printed as it is made, the prompt first (--no-echo leaves it out). Without --model, PROMPT is a
-    question to the model in the box: its answer is printed alone, at temperature 0 unless --temperature is given.
-    --chat asks any model with a chat template in that way, --no-chat continues the text with any.
+    question to the model in the box: its answer is printed alone. --chat asks any model with a chat template in that
+    way, --no-chat continues the text with any. Flags of sampling that are left alone follow the model's
+    generation_config.json where it says something; the model in the box has temperature 0 there.
 
     --input takes plain text with one prompt a line, or JSON lines such as {"prompt": "Once"} and {"prompt_token_ids":
     [1, 2]}; the answers are JSON lines in the same order.
@@ -90,8 +91,8 @@ def command(
     if chat is None:
         chat = engine["model"] is None and prompt_token_ids is None
     prompts = read_prompts(source) if source else []
-    params = suited(params, engine)
     with open_llm(engine) as llm:
+        params = suited(params, llm)
         if chat:
             require_chat_template(llm, "leave out --chat")
         if source:
@@ -169,12 +170,21 @@ def answer_one(llm: LLM, job: Job, params: SamplingParams, *, as_json: bool) -> 
 
 
 def show_live(outputs: Iterable[RequestOutput], head: str, *, has_text: bool) -> None:
-    """Write each output's new text. The prompt waits for the first, so that a refused one prints nothing."""
+    """Write each output's new text. The prompt waits for the first, so that a refused one prints nothing, and one that
+    fails later ends its line.
+    """
     shown = 0
-    for output in outputs:
-        text = head + as_text(output.outputs[0], has_text)
-        show(text[shown:])
-        shown = len(text)
+    try:
+        for output in outputs:
+            answer = as_text(output.outputs[0], has_text)
+            if answer or output.error is None:
+                text = head + answer
+                show(text[shown:])
+                shown = len(text)
+    except KvikError:
+        if shown:
+            show("\n")
+        raise
     show("\n")
 
 

@@ -1,12 +1,11 @@
 """What generate, chat and eval share: a loaded model, streamed outputs, files read with clear errors.
 
-This file prints nothing; of flags it knows only which were left alone, since the model in the box has a default of its
-own.
+This file prints nothing; of flags it knows only which were left alone, since a model may have defaults of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -49,12 +48,14 @@ def require_chat_template(llm: LLM, instead: str) -> Tokenizer:
     return tokenizer
 
 
-def suited(params: SamplingParams, engine: dict[str, Any]) -> SamplingParams:
-    """The parameters of this command line; greedy for the model in the box, whose answers are right or wrong, unless
-    --temperature was given.
+def suited(params: SamplingParams, llm: LLM) -> SamplingParams:
+    """The parameters of this command line, and for flags that were left alone what the model's generation_config.json
+    says; the model in the box, whose answers are right or wrong, asks for temperature 0 there.
     """
-    given = click.get_current_context().get_parameter_source("temperature") is not ParameterSource.DEFAULT
-    return params if given or engine["model"] is not None else replace(params, temperature=0.0)
+    source = click.get_current_context().get_parameter_source
+    defaults: Mapping[str, Any] = llm.tokenizer.sampling_defaults if llm.tokenizer else {}
+    left_alone = {name: value for name, value in defaults.items() if source(name) is ParameterSource.DEFAULT}
+    return replace(params, **left_alone)
 
 
 def stream(llm: LLM, prompt: Any, params: SamplingParams) -> Iterator[RequestOutput]:

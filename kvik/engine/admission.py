@@ -64,11 +64,7 @@ class Admission:
         if not token_ids:
             raise InvalidRequestError("the prompt is empty; expected at least 1 token", param="prompt")
         if len(token_ids) >= self._max_model_len:
-            raise ContextLengthError(
-                f"the prompt has {len(token_ids)} tokens; expected at most {self._max_model_len - 1}, one less than "
-                f"max_model_len, to leave room for an answer",
-                param="prompt",
-            )
+            raise ContextLengthError(no_room(len(token_ids), self._max_model_len), param="prompt")
         if set(map(type, token_ids)) != {int} or min(token_ids) < 0 or max(token_ids) >= self._vocab_size:
             self._refuse_token("prompt", next(t for t in token_ids if not self._is_token(t)))
         return list(token_ids)
@@ -101,6 +97,14 @@ class Admission:
         if params.seed is not None:
             return params.seed & MASK64
         return splitmix64(splitmix64(self._seed) ^ arrival)
+
+
+def no_room(num_tokens: int, max_model_len: int) -> str:
+    """That a prompt is too long. Programs that speak OpenAI's API know it by the first words, so these are OpenAI's."""
+    return (
+        f"This model's maximum context length is {max_model_len} tokens, its max_model_len; the prompt has "
+        f"{num_tokens} tokens; expected at most {max_model_len - 1}, to leave room for an answer"
+    )
 
 
 def shown(value: Any) -> str:

@@ -5,7 +5,7 @@ The only file that knows which concrete parts there are.
 
 from __future__ import annotations
 
-from kvik.checkpoint import FakeCheckpoint, open_checkpoint
+from kvik.checkpoint import FakeCheckpoint, GgufCheckpoint, open_checkpoint
 from kvik.checkpoint.checkpoint import Checkpoint
 from kvik.config import EngineConfig
 from kvik.engine.engine import Engine
@@ -13,6 +13,7 @@ from kvik.engine.free_memory import available_memory
 from kvik.engine.memory import MemoryPlan, ModelFigures, plan_memory
 from kvik.runners.choose import create_runner
 from kvik.runners.fake import fake_tokenizer
+from kvik.text.described import described_tokenizer
 from kvik.text.tokenizer import Tokenizer
 
 
@@ -39,9 +40,12 @@ def open_model(config: EngineConfig) -> Checkpoint:
 
 
 def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
-    """A model's tokenizer; None for a dummy, which has no text. Raises CheckpointError."""
+    """A model's tokenizer; None for one without text, such as a dummy. Raises CheckpointError."""
     if isinstance(checkpoint, FakeCheckpoint):
         return fake_tokenizer()
+    if isinstance(checkpoint, GgufCheckpoint):
+        files = checkpoint.tokenizer_files()
+        return described_tokenizer(checkpoint.name, files) if files is not None else None
     return Tokenizer.from_directory(checkpoint.directory) if checkpoint.directory else None
 
 

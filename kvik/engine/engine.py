@@ -93,33 +93,28 @@ class Engine:
         """Accept a request. Its choices have the keys `answer.keys`; with `stream`, text is made at every step.
 
         The grammar of `params` is compiled here, which may take milliseconds, unless `matcher` is what
-        `grammars.compile` made of it elsewhere. Raises InvalidRequestError (ContextLengthError if too long) and then
-        keeps nothing of it.
+        `grammars.compile` made of it elsewhere. Raises InvalidRequestError (ContextLengthError if too long); whatever
+        is raised, nothing of the request is kept.
         """
         try:
             self._check(request_id, params)
             request = self._admission.request(
                 self._next_key, self._arrivals, prompt_token_ids, params, priority=priority, salt=salt
             )
-            if params.grammar is not None and matcher is None:
-                matcher = self.grammars.compile(params.grammar)
-            self.scheduler.add(request)
+            answer = Answer(
+                request,
+                request_id=request_id,
+                prompt_text=prompt_text,
+                times=RequestTimes(self._clock()),
+                stream=stream,
+                detokenizers=[self._new_detokenizer(request) for _ in range(params.n)],
+            )
+            self._enter(request, matcher)
         except InvalidRequestError:
             self.metrics.refused += 1
             raise
-        if matcher is not None:
-            self.grammars.open(request, matcher)
         self._next_key += params.n
         self._arrivals += 1
-        detokenizers = [self._new_detokenizer(request) for _ in range(params.n)]
-        answer = Answer(
-            request,
-            request_id=request_id,
-            prompt_text=prompt_text,
-            times=RequestTimes(self._clock()),
-            stream=stream,
-            detokenizers=detokenizers,
-        )
         self._ledger.open(answer)
         return answer
 
@@ -150,6 +145,10 @@ class Engine:
             self._close_grammars([answer])
         return answer
 
+    def answer_of(self, key: int) -> Answer | None:
+        """The answer that a scheduler's key belongs to, if it is unfinished or has ended in the step just done."""
+        return self._ledger.answer_of(key)
+
     def has_unfinished(self) -> bool:
         """Whether any accepted request has not ended."""
         return len(self._ledger) > 0
@@ -163,6 +162,18 @@ class Engine:
         for request_id in self._ledger.request_ids():
             self.abort(request_id)
         self.runner.close()
+
+    def _enter(self, request: Request, matcher: Matcher | None) -> None:
+        """Into the schedule, as the last of all that may fail."""
+        if request.params.grammar is not None and matcher is None:
+            matcher = self.grammars.compile(request.params.grammar)
+        try:
+            if matcher is not None:
+                self.grammars.open(request, matcher)
+            self.scheduler.add(request)
+        except BaseException:
+            self.grammars.close((request.key,))
+            raise
 
     def _check(self, request_id: str, params: SamplingParams) -> None:
         if request_id in self._ledger:

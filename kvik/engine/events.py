@@ -119,7 +119,7 @@ class StepWatcher:
     def _find(self, key: int) -> Request | None:
         """The request of a row, also of one that failed in its first step."""
         if key not in self._known:
-            answer = self._engine._ledger.answer_of(key)
+            answer = self._engine.answer_of(key)
             request = answer.choices[key - answer.keys[0]].request if answer else None
             if request is None:
                 return None
@@ -137,7 +137,7 @@ class StepWatcher:
                 self._learn(sequence.request)
 
     def _describe(self, request: Request) -> Event:
-        answer = self._engine._ledger.answer_of(request.key)
+        answer = self._engine.answer_of(request.key)
         return {
             "key": request.key,
             "id": answer.request_id if answer else "",

@@ -10,6 +10,7 @@ This file knows nothing of how the model computes or of how requests end.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,7 @@ class Grammars:
         self._vocab_size = spec.vocab_size
         self._end_ids = spec.eos_ids
         self._known: GrammarVocabulary | None = None
+        self._lock = threading.Lock()
         self._texts: dict[int, _Text] = {}
 
     def __len__(self) -> int:
@@ -165,15 +167,16 @@ class Grammars:
         }
 
     def _vocabulary(self) -> GrammarVocabulary:
-        if self._known is None:
-            if self._tokenizer is None:
-                raise InvalidRequestError(
-                    "grammar is set; this model has no tokenizer to spell it with", param="grammar"
-                )
-            from kvik.text.matcher import GrammarVocabulary  # most never need it, and it costs a fifth of their start
+        if self._known is not None:
+            return self._known
+        if self._tokenizer is None:
+            raise InvalidRequestError("grammar is set; this model has no tokenizer to spell it with", param="grammar")
+        with self._lock:
+            if self._known is None:
+                from kvik.text.matcher import GrammarVocabulary  # most never need it, and it takes its time
 
-            self._known = GrammarVocabulary(self._tokenizer, self._vocab_size, self._end_ids)
-        return self._known
+                self._known = GrammarVocabulary(self._tokenizer, self._vocab_size, self._end_ids)
+            return self._known
 
 
 def _bits(token_ids: Iterable[int]) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from kvik.engine.metrics import EngineMetrics, RequestTimes
 from kvik.engine.outputs import Answer, Choice
-from kvik.errors import NumericalError
+from kvik.errors import EngineError, KvikError, NumericalError
 from kvik.request import FinishReason, Request, RequestState
 
 Abort = Callable[[int, FinishReason], Request | None]
@@ -89,9 +89,9 @@ class Ledger:
                 self._end_choice(choice, reason, now)
 
     def fail(self, key: int, error: Exception, now: float) -> None:
-        """End the request of a key, because computing it raised."""
+        """End the request of a key, because computing it raised. What is not Kvik's own becomes an EngineError."""
         answer = self._choices[key].answer
-        answer.error = error
+        answer.error = error if isinstance(error, KvikError) else engine_error(error)
         self._abort(key, FinishReason.ERROR)
         self._end_choice(self._choices[key], FinishReason.ERROR, now)
         self._end_unborn(answer, now)
@@ -190,3 +190,10 @@ class Ledger:
         kept = [entry for entry in heap if not entry[1].is_finished]
         heapq.heapify(kept)
         return kept
+
+
+def engine_error(error: Exception) -> EngineError:
+    """What somebody else's code raised while it served a request, so that users meet no exception but Kvik's."""
+    made = EngineError(f"{type(error).__name__}: {error}")
+    made.__cause__ = error
+    return made

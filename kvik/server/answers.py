@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from kvik.engine.admission import no_room
 from kvik.errors import ContextLengthError
 from kvik.request import SamplingParams
 from kvik.server.body import BodyHold
@@ -100,6 +101,7 @@ async def answer(
     except FAILURES as error:
         told = from_exception(error, names)
         exchange.notes["error"] = told.code or type(error).__name__
+        service.failed(exchange, told)
         if writer is None:
             raise told from error
         await writer.fail(told)
@@ -153,12 +155,8 @@ async def prepare_completion(
 
 def check_length(loaded: Loaded, token_ids: list[int]) -> None:
     """What can never fit must not wait. Raises ContextLengthError."""
-    longest = loaded.info.max_model_len - 1
-    if len(token_ids) > longest:
-        raise ContextLengthError(
-            f"the prompt has {len(token_ids)} tokens; expected at most {longest}, which leaves room for an answer",
-            param="prompt",
-        )
+    if len(token_ids) >= loaded.info.max_model_len:
+        raise ContextLengthError(no_room(len(token_ids), loaded.info.max_model_len), param="prompt")
 
 
 async def echoed(loaded: Loaded, prompt: str | list[int], token_ids: list[int]) -> str:

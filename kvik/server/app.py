@@ -146,6 +146,8 @@ class App:
         told, headers = translated(error)
         if told.status >= 500 and not isinstance(error, (ApiError, KvikError)):
             self.service.log.error("internal_error", id=exchange.request_id, raised=where(error))
+        if told is not error:
+            self.service.failed(exchange, told)
         exchange.notes["error"] = told.code or exchange.notes.get("error")
         if exchange.status == 0:
             await exchange.refuse(told, headers)
@@ -161,6 +163,9 @@ class App:
         if gone:
             service.meter.gone()
         service.meter.request_ended(route, status, duration)
+        if service.traces is not None and route not in QUIET:
+            now = service.wall_clock()
+            service.traces.request(exchange, route, status, now - duration, now)
         log = service.log.debug if route in QUIET and status < 500 else service.log.info
         log(
             "request",

@@ -11,12 +11,13 @@ from kvik.server.exchange import Exchange
 from kvik.server.logs import Log
 from kvik.server.options import ServerOptions
 from kvik.server.service import Service
+from kvik.server.traces import open_traces
 
 
 def make_app(backend: Any, options: ServerOptions, log: Log) -> App:
-    """The application in front of a backend, which is an `AsyncLLM`."""
+    """The application in front of a backend, which is an `AsyncLLM`. Raises ConfigError."""
     meter = metrics.ServerMetrics()
-    service = Service(backend, options, log, meter)
+    service = Service(backend, options, log, meter, open_traces(options.traces.otlp_endpoint))
     feed = EventFeed(backend.watch, service.waiting)
 
     async def metrics_page(service: Service, exchange: Exchange) -> None:

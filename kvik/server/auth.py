@@ -17,6 +17,9 @@ from kvik.server.protocol.errors import INVALID, ApiError
 
 PUBLIC = frozenset(("/health", "/health/live", "/health/ready"))
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+WRONG_KEY = "Incorrect API key provided: it is not one of this server's; expected the header Authorization: Bearer KEY"
+"""Programs that speak OpenAI's API know this failure by the first words, so these are OpenAI's."""
+NO_KEY = "the API key is missing; expected the header Authorization: Bearer KEY"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -70,10 +73,7 @@ class Door:
             return caller
         if path in self._public:
             return Caller("public")
-        what = "is not one of this server's" if authorization else "is missing"
-        raise ApiError(
-            401, INVALID, "invalid_api_key", f"the API key {what}; expected the header Authorization: Bearer KEY"
-        )
+        raise ApiError(401, INVALID, "invalid_api_key", WRONG_KEY if authorization else NO_KEY)
 
 
 class Hosts:

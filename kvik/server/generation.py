@@ -1,7 +1,11 @@
 """Generation: one call's prompts through the queue and the engine, their updates to a sink.
 
 Each prompt waits for its own turn. Whatever ends the call early (the client leaves, a deadline, a failure, the server's
-end) gives back its place in the queue and ends what is in the engine, at once. Knows nothing of what updates become.
+end) gives back its place in the queue and ends what is in the engine, at once.
+
+A deadline counts for the first token as it is seen here: if it comes too late, even in the step during which the
+deadline passed, the call has got nothing in time and fails. Later the deadline only ends the answer. Knows nothing of
+what updates become.
 """
 
 from __future__ import annotations
@@ -55,8 +59,14 @@ class Generation:
         self._service, self._exchange, self._job = service, exchange, job
         self._admission, self._meter = loaded.admission, service.meter
         self._number = service.next_number()
+        self._turn: tuple[float, float] | None = None
+        """How long the first turn of the call was waited for, and when it came, counted from the request's arrival."""
         self._first_token: float | None = None
+        self._in_time = False
+        """Something of the answer has come before the deadline."""
         self._tokens = 0
+        self._whole: list[tuple[int, Update]] = []
+        """For a sink that wants only the end: what has ended, with the number of its prompt."""
 
     async def run(self, sink: Sink) -> None:
         """Until every prompt has its answer. Raises KvikError, ApiError, and what the sink does."""
@@ -65,10 +75,21 @@ class Generation:
                 await self._answer(0, sink)
             else:
                 await together([self._answer_of(number, sink) for number in range(len(self._job.prompts))])
+            # Those with tokens first: a choice that got none in time fails a call that has nothing else.
+            for number, update in sorted(self._whole, key=lambda each: not each[1].token_ids):
+                await sink.push(number, update)
         finally:
-            self._exchange.notes["tokens"] = self._tokens
-            if self._first_token is not None:
-                self._exchange.notes["ttft_s"] = self._first_token
+            self._take_notes()
+
+    def _take_notes(self) -> None:
+        """For the log and the trace: tokens, and the time before the first turn, up to the first token, and after."""
+        notes, first = self._exchange.notes, self._first_token
+        notes["tokens"] = self._tokens
+        if self._turn is not None:
+            notes["queue_s"], turn_at = self._turn
+            if first is not None:
+                notes["ttft_s"], notes["prefill_s"] = first, first - turn_at
+                notes["decode_s"] = self._service.clock() - self._exchange.started_at - first
 
     def _answer_of(self, number: int, sink: Sink) -> Callable[[], Awaitable[None]]:
         return lambda: self._answer(number, sink)
@@ -90,12 +111,13 @@ class Generation:
         try:
             if not place.inside:
                 await self._wait(turn)
-            self._meter.queued(self._service.clock() - entered)
+            self._note_turn(entered)
             async with self._submit(number, place) as stream:
                 if sink.whole:
-                    await self._take_whole(number, stream, place, sink)
+                    await self._take_whole(number, stream, place)
                 else:
                     async for update in stream:
+                        self._check_in_time()
                         self._note(place, update)
                         await sink.push(number, update)
         finally:
@@ -143,15 +165,29 @@ class Generation:
             salt=self._exchange.caller.salt,
         )
 
-    async def _take_whole(self, number: int, stream: Stream, place: Place, sink: Sink) -> None:
+    async def _take_whole(self, number: int, stream: Stream, place: Place) -> None:
         await stream.wait(LONG_S)
+        self._check_in_time()
         self._admission.first_token(place)
         came = self._service.clock()
         updates = await stream.whole()
         self._note_first_token(came)
         for update in updates:
             self._note(place, update)
-            await sink.push(number, update)
+            self._whole.append((number, update))
+
+    def _check_in_time(self) -> None:
+        """Something has come. Raises ApiError(504) if it is the first of the call and too late."""
+        deadline = self._job.deadline
+        if not self._in_time and deadline is not None and self._service.clock() > deadline:
+            raise deadline_exceeded()
+        self._in_time = True
+
+    def _note_turn(self, entered: float) -> None:
+        now = self._service.clock()
+        self._meter.queued(now - entered)
+        if self._turn is None:
+            self._turn = now - entered, now - self._exchange.started_at
 
     def _note(self, place: Place, update: Update) -> None:
         count = len(update.token_ids)

@@ -1,6 +1,6 @@
 """Grammars of what clients ask for: from a `Structure` to the string that an engine takes.
 
-A model that thinks does so before whatever it was asked for. Imported when the first client asks for a structure,
+A model that thinks does so before whatever it was asked for. Imported beside everything else once the model is ready,
 because the library behind it takes a while. Knows nothing of HTTP.
 """
 

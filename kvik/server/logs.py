@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import re
 import threading
 import time
 import traceback
@@ -22,6 +23,7 @@ MAX_VALUE_CHARS = 300
 MAX_WAITING = 10_000
 """Lines that wait to be written; what comes on top is dropped."""
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+@%,*()[]<>!?&#~^$;|{}'")
+_FOREIGN = re.compile(r"([A-Za-z_]\w*): ")
 _FROM_LOGGING = ((logging.ERROR, "error"), (logging.WARNING, "warning"), (logging.INFO, "info"))
 
 
@@ -49,6 +51,14 @@ def where(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     places = " < ".join(f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}" for frame in reversed(frames))
     return f"{type(error).__name__} at {places}" if places else type(error).__name__
+
+
+def own_words(message: str) -> str:
+    """The message of an engine's error. Of what others raised inside it only the kind, since their words may quote a
+    prompt.
+    """
+    foreign = _FOREIGN.match(message)
+    return foreign[1] if foreign else message
 
 
 class Log:
@@ -130,8 +140,8 @@ class Forward(logging.Handler):
 
 
 def forward_libraries(log: Log) -> None:
-    """Let what uvicorn, asyncio and the engine's supervisor have to say come out here, and nowhere else."""
-    for name in ("uvicorn", "asyncio", "kvik"):
+    """Let what uvicorn, asyncio, the engine's supervisor and OpenTelemetry say come out here, and nowhere else."""
+    for name in ("uvicorn", "asyncio", "kvik", "opentelemetry"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [Forward(log)], False
         logger.setLevel(logging.WARNING)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from kvik.config import option
 from kvik.errors import ConfigError
 
+_URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -131,7 +133,27 @@ class FlowOptions:
         _check(self)
 
 
-SERVER_CONCERNS: dict[str, type] = {"listen": ListenOptions, "connection": ConnectionOptions, "flow": FlowOptions}
+@dataclass(frozen=True)
+class TraceOptions:
+    """Where OpenTelemetry's spans go."""
+
+    otlp_endpoint: str | None = option(
+        None,
+        "Send a span for every request to the OpenTelemetry collector at this URL, such as http://127.0.0.1:4318; "
+        "needs kvik[otel]. Default: no spans.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.otlp_endpoint is not None and not _URL.fullmatch(self.otlp_endpoint):
+            raise ConfigError(f"otlp_endpoint is {self.otlp_endpoint!r}; expected a URL such as http://127.0.0.1:4318")
+
+
+SERVER_CONCERNS: dict[str, type] = {
+    "listen": ListenOptions,
+    "connection": ConnectionOptions,
+    "flow": FlowOptions,
+    "traces": TraceOptions,
+}
 
 
 @dataclass(frozen=True)
@@ -141,6 +163,7 @@ class ServerOptions:
     listen: ListenOptions = field(default_factory=ListenOptions)
     connection: ConnectionOptions = field(default_factory=ConnectionOptions)
     flow: FlowOptions = field(default_factory=FlowOptions)
+    traces: TraceOptions = field(default_factory=TraceOptions)
 
     @classmethod
     def from_options(cls, **options: Any) -> ServerOptions:

@@ -186,6 +186,7 @@ class Running:
         gc.collect()
         gc.freeze()
         loaded = self.service.known()
+        loaded.texts.prepare()
         self._log.info(
             "ready",
             model=",".join(each.id for each in loaded.models),

@@ -20,13 +20,14 @@ from kvik.server.admission import Admission, Window
 from kvik.server.backend import Backend
 from kvik.server.body import BodyBudget
 from kvik.server.exchange import Exchange
-from kvik.server.logs import Log
+from kvik.server.logs import Log, own_words
 from kvik.server.meter import DRAINING, NOT_READY, Meter
 from kvik.server.options import ServerOptions
 from kvik.server.protocol.errors import SERVER, ApiError
 from kvik.server.protocol.models import ServedModel
 from kvik.server.protocol.terms import Terms
 from kvik.server.texts import Texts
+from kvik.server.traces import Traces
 
 CHARS_PER_TOKEN = 32
 """A text with more characters than this for every token of the context is refused without being tokenized."""
@@ -47,7 +48,10 @@ class Loaded:
         self.models = [ServedModel(name, created, info.max_model_len) for name in names]
         chars = max(LEAST_TEXT_CHARS, CHARS_PER_TOKEN * info.max_model_len)
         self.terms = Terms(
-            vocab_size=info.vocab_size, max_model_len=info.max_model_len, max_text_chars=min(chars, MAX_TEXT_CHARS)
+            vocab_size=info.vocab_size,
+            max_model_len=info.max_model_len,
+            max_text_chars=min(chars, MAX_TEXT_CHARS),
+            sampling_defaults=backend.tokenizer.sampling_defaults if backend.tokenizer else {},
         )
         self.fingerprint = f"kvik-{__version__}-{info.backend}"
 
@@ -66,12 +70,15 @@ class Service:
         options: ServerOptions,
         log: Log,
         meter: Meter | None = None,
+        traces: Traces | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.backend, self.options, self.log = backend, options, log
         self.clock, self.wall_clock = clock, wall_clock
         self.meter = meter or Meter()
+        self.traces = traces
+        """Who is sent a span for every request; None: nobody."""
         self.budget = BodyBudget(options.connection.max_body_memory)
         self.draining = False
         """No new request is taken."""
@@ -122,6 +129,12 @@ class Service:
         """Requests that will have a complete reply by themselves and have none yet."""
         return sum(not exchange.endless for exchange in self.open)
 
+    def failed(self, exchange: Exchange, told: ApiError) -> None:
+        """Log what the engine said of a failure and the client is not told; others' words only for whoever debugs."""
+        if told.detail is not None:
+            self.log.error("request_failed", id=exchange.request_id, reason=own_words(told.detail))
+            self.log.debug("request_failed", id=exchange.request_id, detail=told.detail)
+
     def end_all(self, reason: ApiError) -> None:
         """Answer what is open with this, wherever it is; what is not being computed is left alone."""
         for exchange in list(self.open):
@@ -156,3 +169,5 @@ class Service:
         """End the threads. Idempotent."""
         if self._loaded is not None:
             self._loaded.texts.close()
+        if self.traces is not None:
+            self.traces.close()

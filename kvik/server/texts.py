@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -89,13 +89,11 @@ class Texts:
 
     async def grammar(self, structure: Structure, thoughts: Thoughts = "none") -> str:
         """The grammar that a client asks for, compiled once to see that it can be. Raises InvalidRequestError."""
+        return await self._run(lambda: _grammar(structure, thoughts), LONG_CHARS)
 
-        def make() -> str:
-            from kvik.server.grammars import grammar_of
-
-            return grammar_of(structure, thoughts)
-
-        return await self._run(make, LONG_CHARS)
+    def prepare(self) -> Future[str] | None:
+        """Import, beside everything else, what the first grammar would wait for; its result is of no use."""
+        return self._long.submit(_grammar, Structure("regex", "a", "grammar")) if self._tokenizer else None
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes one token adds to a text; of a model without text, none."""
@@ -132,3 +130,10 @@ class Texts:
             return await asyncio.get_running_loop().run_in_executor(pool, work)
         except RecursionError:
             raise InvalidRequestError("the request is nested too deeply", param="messages") from None
+
+
+def _grammar(structure: Structure, thoughts: Thoughts = "none") -> str:
+    """The grammar of a structure. Raises InvalidRequestError."""
+    from kvik.server.grammars import grammar_of  # the library behind it takes a while
+
+    return grammar_of(structure, thoughts)

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as RawTokenizer
 
 from kvik.text.chat_template import ChatTemplate
 from kvik.text.files import TokenizerFiles
-from kvik.text.pieces import _byte_alphabet
+from kvik.text.pieces import byte_alphabet
 from kvik.text.tokenizer import Tokenizer
 
 END_OF_TEXT, IM_START, IM_END = SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -76,7 +76,7 @@ def byte_tokenizer(pieces: Sequence[bytes] = ()) -> Tokenizer:
 
 def _byte_level(pieces: Sequence[bytes]) -> RawTokenizer:
     """A byte-level vocabulary in which nothing ever merges."""
-    spelling = {byte: char for char, byte in _byte_alphabet().items()}
+    spelling = {byte: char for char, byte in byte_alphabet().items()}
     tokens = [*(bytes([byte]) for byte in range(256)), *pieces]
     vocabulary = {"".join(spelling[byte] for byte in token): token_id for token_id, token in enumerate(tokens)}
     raw = RawTokenizer(models.BPE(vocabulary, [], cache_capacity=0))

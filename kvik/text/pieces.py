@@ -23,7 +23,7 @@ that is there and has no text."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others, in order, from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -76,7 +76,7 @@ class DecoderLayout:
 
     @staticmethod
     def _byte_level() -> Callable[[str], Piece]:
-        alphabet = _byte_alphabet()
+        alphabet = byte_alphabet()
 
         def convert(token: str) -> Piece:
             try:

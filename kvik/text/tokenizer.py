@@ -8,7 +8,7 @@ nothing of models, requests or limits of length.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from kvik.text.chat_template import ChatTemplate
 from kvik.text.files import TokenizerFiles
 from kvik.text.marking import DEFAULT_MARKER, MarkingRule, choose_marker, copied, escaped, strings_of
 from kvik.text.pieces import DecoderLayout, PieceTable, is_byte_token
+from kvik.text.sampling_defaults import sampling_defaults
 from kvik.text.streams import ByteFallbackStream, ByteLevelStream, TokenStream, WindowStream
 
 
@@ -89,6 +90,9 @@ class Tokenizer:
         eos = [*files.ids("generation_config", "eos_token_id"), *self._ids("eos_token", ("config",))]
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys(eos))
         """The tokens that end an answer: generation_config.json's, then tokenizer_config.json's, then config.json's."""
+        where = str(files.directory / "generation_config.json")
+        self.sampling_defaults: Mapping[str, float] = sampling_defaults(files.generation_config, where)
+        """What the model's makers recommend, by the names of SamplingParams; nothing where they say nothing."""
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Tokenizer:

@@ -4,6 +4,9 @@
     step, if anything is unfinished
     send what is new, in one piece
 
+Beside that loop a thread makes ready, once, what the first request with a grammar would wait for, and with it all that
+run: it is no part of being ready, since that may take a second for a large vocabulary and most never need it.
+
 Whatever a request can get wrong comes back as `Failed`; what the engine itself raises ends the host, for whoever
 started it to notice. This file knows nothing of sockets, processes or threads.
 """
@@ -11,12 +14,14 @@ started it to notice. This file knows nothing of sockets, processes or threads.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from kvik.engine.engine import Engine
 from kvik.engine.events import StepWatcher
+from kvik.engine.grammars import Grammars
 from kvik.engine.outputs import Answer
 from kvik.engine.remote.channel import FrameTooLargeError
 from kvik.engine.remote.frames import (
@@ -87,6 +92,16 @@ def serve(build: Callable[[], Engine], channel: EngineEnd, *, beat_s: float = BE
         engine.close()
 
 
+def prepare_grammars(grammars: Grammars) -> None:
+    """Do ahead of time what can be done. Why it cannot be, the first request with a grammar is told."""
+    try:
+        grammars.prepare()
+    except KvikError:
+        pass
+    except Exception:
+        logger.exception("grammars cannot be prepared")
+
+
 class Host:
     """One engine and the channel it is reached by. `beat_s` is the longest silence while all is well."""
 
@@ -112,8 +127,13 @@ class Host:
     def run(self) -> None:
         """Serve until Close comes. Raises ChannelError when the other end has gone, and whatever a step raises."""
         self._channel.send(model_info(self._engine))
-        while self._turn():
-            pass
+        preparing = threading.Thread(target=prepare_grammars, args=(self._engine.grammars,), name="kvik-grammars")
+        preparing.start()
+        try:
+            while self._turn():
+                pass
+        finally:
+            preparing.join()
 
     def _turn(self) -> bool:
         """Once round the loop; False after Close."""

@@ -1,6 +1,7 @@
 """Drawing and scoring for many contexts at once: `oracle.py` in arrays.
 
-A draw with biases, which is rare, is left to the oracle's own function. This file knows nothing of slots or faults.
+Draws with a bias or a mask, which are rare, are left to the oracle's own functions. This file knows nothing of slots
+or faults.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from kvik.checkpoint.fake import FakeOptions
 from kvik.runners.fake import oracle
 from kvik.runners.fake.cache import Contexts
 from kvik.runners.fake.hashing import mix_all
+from kvik.runners.reference.sampling import allowed
 from kvik.step import Float32, Int32, SamplePlan, TopLogprobs, UInt64, as_int32
 
 Float64 = NDArray[np.float64]
@@ -40,14 +42,30 @@ def next_tokens(contexts: Contexts, keys: UInt64, options: FakeOptions) -> Int32
 
 
 def draw(plan: SamplePlan, contexts: Contexts, options: FakeOptions) -> Int32:
-    """The token of each draw [S] after its context [S]; -1 where every token is banned."""
+    """The token of each draw [S] after its context [S]; -1 where every token is banned or masked."""
     keys = np.where(plan.temperature > 0, mix_all(plan.seeds), np.uint64(0))
     tokens = next_tokens(contexts, keys, options)
-    for s in np.flatnonzero(np.diff(plan.bias_start)).tolist():
-        span = slice(plan.bias_start[s], plan.bias_start[s + 1])
-        banned = set(plan.bias_tokens[span][plan.bias_values[span] <= oracle.BANNED].tolist())
-        tokens[s] = oracle.next_token(_single(contexts, s), int(keys[s]), options, banned)
+    for s in np.flatnonzero(_special(plan)).tolist():
+        mask, banned = allowed(plan, s, fake.VOCAB_SIZE), _banned(plan, s)
+        if mask is None:
+            tokens[s] = oracle.next_token(_single(contexts, s), int(keys[s]), options, banned)
+        else:
+            left = [token for token in np.flatnonzero(mask).tolist() if token not in banned]
+            tokens[s] = oracle.masked_token(_single(contexts, s), int(keys[s]), left)
     return tokens
+
+
+def _special(plan: SamplePlan) -> NDArray[np.bool_]:
+    """[S] whether a draw has a bias or a mask."""
+    biased = np.diff(plan.bias_start) > 0
+    return biased | (plan.mask_index >= 0) if len(plan.masks) else biased
+
+
+def _banned(plan: SamplePlan, s: int) -> set[int]:
+    """The tokens that draw s must not give."""
+    span = slice(plan.bias_start[s], plan.bias_start[s + 1])
+    banned: set[int] = set(plan.bias_tokens[span][plan.bias_values[span] <= oracle.BANNED].tolist())
+    return banned
 
 
 def _single(contexts: Contexts, index: int) -> oracle.Context:

@@ -8,7 +8,8 @@ For tokens t(0) .. t(p), modulo 2**64:
 A slot depends on everything before it, as keys and values do, and D on every slot of the row, as attention does. At
 temperature 0 the next token is a function of D alone, above it of D and the draw's seed, whatever the temperature.
 top_p, top_k, min_p, penalties and biases change nothing, but a bias of -100 or less bans its token, and the next one
-that is allowed takes its place.
+that is allowed takes its place. A draw with a mask is one among the tokens that mask and bans leave, with a liking for
+those that bring a text to its end (`masked_token`), and as much a function of D and the seed.
 
 An answer is the pieces at a row's end (`kvik/checkpoint/fake.py`), and what stands before it is its prompt. How many
 pieces there are before the end token is a function of s at the prompt's last token, and of the seed in the same way.
@@ -30,11 +31,14 @@ from kvik.text.tokenizer import Tokenizer
 
 BANNED = -100.0
 """A bias of this or less bans a token."""
-LENGTH, CERTAINTY = 0x6C656E677468, 0x63657274
+LENGTH, CERTAINTY, MASKED = 0x6C656E677468, 0x63657274, 0x6D61736B
 """Keep what is drawn from one state for several ends apart."""
 DECAY = 0.99
 """Of probability, from each token below the likeliest to the next."""
 END_IDS = frozenset((fake.IM_END, fake.END_OF_TEXT))
+CLOSING: tuple[int, ...] = (fake.IM_END, fake.END_OF_TEXT, *b'"}]')
+"""What ends a text under a mask, or a part of it: the first of these that is allowed."""
+CLOSES_ONE_IN = 4
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,18 @@ def next_token(context: Context, key: int, options: FakeOptions, banned: Abstrac
         return fake.IM_END
     candidates = [first + (start + turn) % count for turn in range(count)] if banned else [first + start]
     return next((token for token in (*candidates, *range(fake.VOCAB_SIZE)) if token not in banned), -1)
+
+
+def masked_token(context: Context, key: int, allowed: Sequence[int]) -> int:
+    """The token drawn with this key among those that are allowed, in order of their ids; -1 if there are none. One time
+    in four, or where nothing else is left, it is one that closes something, so that every JSON comes to its end.
+    """
+    closing = [token for token in CLOSING if token in allowed]
+    others = [token for token in allowed if token not in closing]
+    turns, start = divmod(mix(context.digest ^ key ^ MASKED), CLOSES_ONE_IN)
+    if closing and (start == 0 or not others):
+        return closing[0]
+    return others[turns % len(others)] if others else -1
 
 
 def certainty(context: Context) -> float:

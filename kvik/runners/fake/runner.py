@@ -2,7 +2,8 @@
 
 It copies blocks, writes every token into its slot and reads whole rows back, as a real runner does, and draws what
 `oracle.py` says if the books were right. Steps take the time that was set, and faults strike on command (`faults.py`).
-Temperature only tells 0 from the rest; top_p, top_k, min_p, penalties, small biases and grammars change nothing.
+Temperature only tells 0 from the rest; top_p, top_k, min_p, penalties and small biases change nothing; a mask is
+obeyed.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from kvik.engine.admission import no_room
 from kvik.request import SamplingParams
-from kvik.server.protocol.errors import bad_request, too_long
+from kvik.server.protocol.errors import CONTEXT_LENGTH, bad_request
 from kvik.server.protocol.fields import (
     MAX_TOKENS,
     PRIORITY,
@@ -22,7 +23,7 @@ from kvik.server.protocol.fields import (
 )
 from kvik.server.protocol.readers import are_token_ids, expected, flag, listed, optional, required, whole
 from kvik.server.protocol.structure import Structure, read_structure
-from kvik.server.protocol.terms import Terms
+from kvik.server.protocol.terms import Terms, too_long
 
 OWN = ("prompt", "max_tokens", "logprobs", "priority")
 HONOURED = ("echo", "add_special_tokens")
@@ -98,7 +99,7 @@ def _read_prompts(body: dict[str, Any], terms: Terms) -> list[Prompt]:
     prompts: list[Prompt] = required(body, "prompt", _prompts)
     chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
     if chars > terms.max_text_chars:
-        raise too_long(f"prompt has {chars} characters; expected at most {terms.max_text_chars}", "prompt")
+        raise too_long("prompt has", chars, terms, "prompt")
     for prompt in prompts:
         if isinstance(prompt, list):
             _check_ids(prompt, terms)
@@ -107,11 +108,7 @@ def _read_prompts(body: dict[str, Any], terms: Terms) -> list[Prompt]:
 
 def _check_ids(prompt: list[int], terms: Terms) -> None:
     if len(prompt) >= terms.max_model_len:
-        raise too_long(
-            f"the prompt has {len(prompt)} tokens; expected at most {terms.max_model_len - 1}, one less than the model "
-            f"holds, to leave room for an answer",
-            "prompt",
-        )
+        raise bad_request(no_room(len(prompt), terms.max_model_len), "prompt", CONTEXT_LENGTH)
     if not are_token_ids(prompt, terms.vocab_size):
         wrong = next(item for item in prompt if not are_token_ids([item], terms.vocab_size))
         raise expected(wrong, "prompt", f"token ids, whole numbers from 0 to {terms.vocab_size - 1}")

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvik.server.protocol.errors import bad_request, shown, too_long
+from kvik.server.protocol.errors import bad_request, shown
 from kvik.server.protocol.messages import Message, read_messages
 from kvik.server.protocol.readers import an_object, flag, one_of, optional
-from kvik.server.protocol.terms import Terms
+from kvik.server.protocol.terms import Terms, too_long
 from kvik.server.protocol.tool_choice import ToolRules, read_tools
 from kvik.text.marking import strings_of
 
@@ -55,7 +55,7 @@ def read_conversation(body: dict[str, Any], terms: Terms) -> Conversation:
     chars = sum(map(len, strings_of([messages, list(rules.tools) if rules else []])))
     if chars > terms.max_text_chars:
         what = "messages and tools" if rules else "messages"
-        raise too_long(f"{what} have {chars} characters; expected at most {terms.max_text_chars}", "messages")
+        raise too_long(f"{what} have", chars, terms, "messages")
     add_prompt, go_on = _read_ending(body, messages)
     return Conversation(messages, rules, _read_variables(body), add_prompt, go_on)
 

@@ -1,7 +1,8 @@
 """ApiError: everything a client is told when a request fails, and how exceptions become that.
 
 A body has exactly the four keys of the OpenAI specification, holds our own words and at most a short quotation of
-what the client sent, and stays under 4 KiB whatever went wrong. Knows nothing of when an error happens.
+what the client sent, and stays under 4 KiB whatever went wrong. What an engine says of its own failure is no business
+of a client: it becomes a fixed sentence, and the rest is for the log. Knows nothing of when an error happens.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from kvik.errors import InvalidRequestError
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
+CONTEXT_LENGTH = "context_length_exceeded"
+"""The code of a request that is longer than the model's context."""
 MAX_MESSAGE_CHARS = 600
 MAX_PARAM_CHARS = 200
 MAX_QUOTED_CHARS = 60
 INTERNAL = "internal error; the server's log has more under this request's id"
+ENGINE_FAILED = "the engine failed while it computed this answer; the same request may succeed when sent again"
+NOT_A_NUMBER = "the model produced NaN or infinity while it computed this answer; it would again for the same request"
 
 
 class ApiError(Exception):
@@ -48,6 +53,8 @@ class ApiError(Exception):
         self.param = None if param is None else _printable(param, MAX_PARAM_CHARS)
         self.retry_after_s = retry_after_s
         self.should_retry = should_retry
+        self.detail: str | None = None
+        """What the engine said and the client is not told; for the log."""
 
     def as_dict(self) -> dict[str, dict[str, str | None]]:
         """The body as an object."""
@@ -70,11 +77,6 @@ class ApiError(Exception):
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """400: the request itself is at fault."""
     return ApiError(400, INVALID, code, message, param)
-
-
-def too_long(message: str, param: str) -> ApiError:
-    """400: more text than the model's context could hold."""
-    return bad_request(message, param, "context_length_exceeded")
 
 
 def unknown_model(name: str) -> ApiError:
@@ -124,17 +126,18 @@ class _Row:
     code: str | None = None
     param: str | None = None
     should_retry: bool | None = None
+    message: str | None = None
+    """The sentence that a client is told; None: the exception's own, which was written for users."""
 
 
 _ROWS: Mapping[str, _Row] = {
-    "ContextLengthError": _Row(400, INVALID, "context_length_exceeded", "prompt"),
+    "ContextLengthError": _Row(400, INVALID, CONTEXT_LENGTH, "prompt"),
     "InvalidRequestError": _Row(400, INVALID),
     "TemplateError": _Row(400, INVALID, None, "messages"),
     "OverloadedError": _Row(503, SERVER, "overloaded"),
     "NotEnoughMemoryError": _Row(503, SERVER, "overloaded"),
-    "EngineError": _Row(500, SERVER),
-    # The same request would end the same way.
-    "NumericalError": _Row(500, SERVER, "numerical_error", should_retry=False),
+    "EngineError": _Row(500, SERVER, message=ENGINE_FAILED),
+    "NumericalError": _Row(500, SERVER, "numerical_error", should_retry=False, message=NOT_A_NUMBER),
 }
 """By the name of a class in kvik.errors; what is not here is our own fault and its message stays inside."""
 
@@ -144,7 +147,9 @@ def _from_row(row: _Row, message: str, param: str | None, names: Mapping[str, st
     if at_fault is not None:
         at_fault = names.get(at_fault, at_fault)
     retry = (retry or 1.0) if row.status == 503 else None
-    return ApiError(row.status, row.type, row.code, message, at_fault, retry, row.should_retry)
+    made = ApiError(row.status, row.type, row.code, row.message or message, at_fault, retry, row.should_retry)
+    made.detail = None if row.message is None else message
+    return made
 
 
 def from_exception(error: Exception, names: Mapping[str, str] | None = None) -> ApiError:

@@ -141,7 +141,8 @@ def read_sampling(body: dict[str, Any], terms: Terms, **settled: Any) -> Samplin
     defaults = terms.sampling_defaults
     read = {name: optional(body, name, reader, defaults.get(name, d)) for name, (reader, d) in SAMPLING.items()}
     if read["n"] > 1 and read["temperature"] == 0:
-        raise bad_request(f"n is {read['n']} with temperature 0; expected 1, since all choices would be equal", "n")
+        why = "temperature 0" if body.get("temperature") is not None else "temperature 0, this model's default"
+        raise bad_request(f"n is {read['n']} with {why}; expected 1, since all choices would be equal", "n")
     for name in ("logit_bias", "stop_token_ids"):
         beyond = max(read[name], default=0)
         if beyond >= terms.vocab_size:

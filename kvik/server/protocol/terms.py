@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from kvik.server.protocol.errors import CONTEXT_LENGTH, ApiError, bad_request
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -24,3 +26,12 @@ class Terms:
     """Most choices of one call: prompts times n."""
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
     """What the model's makers recommend, by the names of SamplingParams; used where a call says nothing."""
+
+
+def too_long(what: str, chars: int, terms: Terms, param: str) -> ApiError:
+    """400: `what` is more text than the model's context could hold, whatever its tokens."""
+    message = (
+        f"This model's maximum context length is {terms.max_model_len} tokens; {what} {chars} characters; expected at "
+        f"most {terms.max_text_chars}"
+    )
+    return bad_request(message, param, CONTEXT_LENGTH)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvik.server.protocol.conversation import Conversation, read_conversation
-from kvik.server.protocol.errors import bad_request, too_long
+from kvik.server.protocol.errors import bad_request
 from kvik.server.protocol.fields import read_model
 from kvik.server.protocol.readers import are_token_ids, expected, flag, listed, optional, required, text
 from kvik.server.protocol.reasoning import TokenBytes
 from kvik.server.protocol.sse import to_json
-from kvik.server.protocol.terms import Terms
+from kvik.server.protocol.terms import Terms, too_long
 
 MAX_IDS = 2**22
 
@@ -57,7 +57,7 @@ def read_tokenize(body: dict[str, Any], terms: Terms) -> TokenizeCall:
         return TokenizeCall(model, conversation=read_conversation(body, terms), with_strings=with_strings)
     prompt = required(body, "prompt", text(2**62))
     if len(prompt) > terms.max_text_chars:
-        raise too_long(f"prompt has {len(prompt)} characters; expected at most {terms.max_text_chars}", "prompt")
+        raise too_long("prompt has", len(prompt), terms, "prompt")
     return TokenizeCall(model, prompt, None, optional(body, "add_special_tokens", flag, True), with_strings)
 
 

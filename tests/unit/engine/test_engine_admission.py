@@ -21,7 +21,13 @@ PLAIN = SamplingParams()
     [
         ([], PLAIN, InvalidRequestError, "prompt", ["empty", "at least 1"]),
         ((), PLAIN, InvalidRequestError, "prompt", ["empty"]),
-        ([1] * 20, PLAIN, ContextLengthError, "prompt", ["20 tokens", "at most 19", "max_model_len"]),
+        (
+            [1] * 20,
+            PLAIN,
+            ContextLengthError,
+            "prompt",
+            ["This model's maximum context length is 20 tokens", "has 20 tokens", "at most 19", "max_model_len"],
+        ),
         ([1] * 10**6, PLAIN, ContextLengthError, "prompt", ["1000000 tokens", "at most 19"]),
         ([5, 100], PLAIN, InvalidRequestError, "prompt", ["100", "0 to 99", "vocabulary"]),
         ([5, -1], PLAIN, InvalidRequestError, "prompt", ["-1", "0 to 99"]),

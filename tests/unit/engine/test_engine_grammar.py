@@ -299,7 +299,7 @@ def test_whatever_raises_in_a_grammar_fails_its_request_alone(n: int, where: str
     bad = engine.add([1], params(n=n), request_id="bad", matcher=matcher)
     good = engine.add([*PROMPT, 0], params(seed=0), request_id="good")
     finish(engine)
-    assert str(bad.error) == "told to"
+    assert str(bad.error) == "RuntimeError: told to"
     assert [output.finish_reason for output in outputs(bad)] == ["error"] * n
     assert [only(good).token_ids] == answers_alone()[0]
     assert engine.stats().blocks_used == 0
@@ -344,6 +344,17 @@ def test_a_bad_grammar_is_refused_when_it_is_added_and_leaves_nothing(bad: str) 
     assert refusal.value.param == "grammar"
     assert engine.metrics.refused == 1
     assert not engine.has_unfinished()
+    assert len(engine.grammars) == 0
+
+
+def test_a_request_that_the_schedule_refuses_leaves_no_grammar_behind() -> None:
+    engine = grammar_engine(max_num_seqs=2)
+    with pytest.raises(InvalidRequestError, match="n is 3"):
+        engine.add([1], params(n=3), request_id="a")
+    assert len(engine.grammars) == 0
+    assert not engine.has_unfinished()
+    engine.add([1], params(n=2), request_id="a")
+    finish(engine)
     assert len(engine.grammars) == 0
 
 

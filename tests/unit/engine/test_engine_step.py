@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from fakes import NAN, POISON, FakeClock, FakeRunner, byte_tokenizer, expected_answer, fake_engine, fake_spec
 
+from kvik.engine.continuation import Continuation
 from kvik.engine.engine import Engine
 from kvik.engine.outputs import Answer
-from kvik.errors import InvalidRequestError, NumericalError
+from kvik.errors import EngineError, InvalidRequestError, NumericalError
 from kvik.request import CompletionOutput, FinishReason, RequestOutput, SamplingParams
 from kvik.step import StepPlan
 from kvik.text.tokenizer import Tokenizer
@@ -114,6 +115,7 @@ def test_only_the_request_that_raises_fails() -> None:
     late = engine.add([*range(100)], GREEDY, request_id="late")
     finish(engine)
     assert only(bad).finish_reason == "error"
+    assert type(bad.error) is EngineError
     assert "is poison" in str(bad.error)
     for answer in [*good, late]:
         assert only(answer).token_ids == expected_answer(answer.prompt_token_ids, GREEDY)
@@ -253,6 +255,45 @@ def test_a_refused_request_changes_nothing() -> None:
     assert only(answer).token_ids == only(same).token_ids
 
 
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+def test_a_request_whose_detokenizers_cannot_be_made_leaves_no_trace(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    engine = fake_engine(tokenizer=tokenizer)
+    made: list[int] = []
+
+    def make(tokenizer: Tokenizer, prompt: list[int], stop: object) -> Continuation:
+        made.append(1)
+        if len(made) == fails_at:
+            raise RuntimeError("no memory for text")
+        return Continuation(tokenizer, prompt)
+
+    monkeypatch.setattr("kvik.engine.engine.Continuation", make)
+    with pytest.raises(RuntimeError, match="no memory"):
+        engine.add([1, 2], SamplingParams(n=3), request_id="a")
+    assert len(made) == fails_at
+    assert not engine.has_unfinished()
+    assert not engine.scheduler.has_unfinished()
+    assert engine.step() == []
+    assert (engine.metrics.accepted, engine.stats().requests_waiting) == (0, 0)
+    answer = engine.add([1, 2], SamplingParams(), request_id="a")
+    finish(engine)
+    fresh = fake_engine(tokenizer=tokenizer)
+    same = fresh.add([1, 2], SamplingParams(), request_id="b")
+    finish(fresh)
+    assert answer.keys == same.keys
+    assert only(answer).token_ids == only(same).token_ids
+
+
+def test_the_answer_of_a_key_is_found_while_it_is_unfinished() -> None:
+    engine = fake_engine()
+    answer = engine.add([1], SamplingParams(n=2, max_tokens=3), request_id="a")
+    assert engine.answer_of(answer.keys[1]) is answer
+    assert engine.answer_of(answer.keys[1] + 1) is None
+    finish(engine)
+    assert engine.answer_of(answer.keys[0]) is None
+
+
 def test_log_probabilities_are_handed_on() -> None:
     engine = fake_engine(max_num_batched_tokens=16)
     prompt = [*range(40)]
@@ -283,8 +324,6 @@ def test_text_continues_the_prompt(tmp_path: Path) -> None:
         pytest.skip("../shared/data is not here")
     story = Tokenizer.from_directory(directory)
     prompt, answer = story.encode("The park."), story.encode("They ran", add_special_tokens=False)
-    from kvik.engine.continuation import Continuation
-
     text = Continuation(story, prompt)
     assert text.push(answer) + text.finish() == " They ran"
     alone = Continuation(story, [story.bos_id or 0])

@@ -10,7 +10,7 @@ import pytest
 from fake_toys import check, expected, fake_llm
 
 from kvik import LLM, SamplingParams
-from kvik.errors import NumericalError
+from kvik.errors import EngineError, NumericalError
 from kvik.request import RequestOutput
 from kvik.runners.fake import FakeRunner
 from kvik.runners.fake.faults import EXIT_STATUS, KINDS, SLOW_S, Fault, spelled_in
@@ -19,7 +19,7 @@ from kvik.step import as_int32
 
 GREEDY = SamplingParams(temperature=0, max_tokens=30)
 GOOD = ["Once upon a time there was a fault", "Not in this prompt: [[raises]] [raise] [[raise@0]]", "[[nan", "raise]]"]
-ERRORS = {"raise": RuntimeError, "oom": MemoryError, "nan": NumericalError}
+ERRORS = {"raise": EngineError, "oom": EngineError, "nan": NumericalError}
 
 
 class Killed(BaseException):
@@ -62,10 +62,12 @@ def test_it_strikes_at_the_token_that_was_named(kind: str) -> None:
 
 def test_the_error_names_the_request_and_the_fault() -> None:
     llm = fake_llm()
-    with pytest.raises(RuntimeError, match=r"the prompt of request 0 says \[\[raise\]\]"):
+    with pytest.raises(EngineError, match=r"^RuntimeError: the prompt of request 0 says \[\[raise\]\]") as caught:
         llm.generate("[[raise]]")
-    with pytest.raises(MemoryError, match=r"the prompt of request 1 says \[\[oom@2\]\]"):
+    assert type(caught.value.__cause__) is RuntimeError
+    with pytest.raises(EngineError, match=r"^MemoryError: the prompt of request 1 says \[\[oom@2\]\]") as caught:
         llm.generate("[[oom@2]]", GREEDY)
+    assert type(caught.value.__cause__) is MemoryError
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -81,15 +83,15 @@ def test_a_prompt_found_in_the_prefix_cache_still_has_its_fault(n: int) -> None:
 def test_the_last_fault_of_a_prompt_counts() -> None:
     llm = fake_llm("fake:length=20")
     output = run_beside_good(llm, "[[nan]] no: [[raise@3]]")
-    assert type(output.error) is RuntimeError
+    assert type(output.error) is EngineError
     assert len(output.outputs[0].token_ids) == 2
 
 
 def test_a_fault_in_a_conversation_and_in_token_ids() -> None:
     llm = fake_llm()
-    with pytest.raises(RuntimeError, match="raise"):
+    with pytest.raises(EngineError, match="raise"):
         llm.chat([{"role": "user", "content": "[[raise]]"}])
-    with pytest.raises(RuntimeError, match="raise"):
+    with pytest.raises(EngineError, match="raise"):
         llm.generate([list(b"[[raise]]")])
 
 

@@ -11,7 +11,7 @@ from kvik.checkpoint import fake
 from kvik.checkpoint.fake import FakeOptions
 from kvik.runners.fake import fake_answer, fake_logprob, fake_tokenizer
 from kvik.runners.fake.hashing import key_of, keys_of, mix, mix_all, weight_of, weights_of
-from kvik.runners.fake.oracle import END_IDS, Context, next_token
+from kvik.runners.fake.oracle import END_IDS, Context, masked_token, next_token
 from kvik.step import as_int32
 
 PROMPT = list(b"Tell me something.")
@@ -100,6 +100,17 @@ def test_the_next_allowed_token_takes_the_place_of_a_banned_one() -> None:
         assert token not in banned
         banned.add(token)
     assert banned == set(range(fake.VOCAB_SIZE))
+
+
+def test_a_masked_draw_is_one_of_the_allowed_and_sometimes_closes() -> None:
+    allowed = sorted([*b'{}"ab', 300, fake.IM_END])
+    drawn = [masked_token(Context(digest=mix(i)), 0, allowed) for i in range(400)]
+    assert set(drawn) == {*b"{ab", 300, fake.IM_END}
+    assert 60 < drawn.count(fake.IM_END) < 140
+    assert masked_token(Context(), 0, [*b'"}']) == ord('"')
+    assert masked_token(Context(), 0, [7]) == 7
+    assert masked_token(Context(), 0, []) == -1
+    assert len({masked_token(Context(digest=1), key, list(range(256))) for key in range(50)}) > 20
 
 
 def test_logprobs_are_a_distribution_with_the_greedy_token_on_top() -> None:

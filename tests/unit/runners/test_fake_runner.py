@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from collections.abc import Callable
+from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from fake_toys import check, expected, fake_llm, random_params, random_prompt
@@ -13,13 +16,14 @@ from fake_toys import check, expected, fake_llm, random_params, random_prompt
 from kvik import LLM, SamplingParams
 from kvik.checkpoint import DummyCheckpoint, FakeCheckpoint, fake
 from kvik.config import EngineConfig
-from kvik.errors import BackendError, ConfigError
+from kvik.errors import BackendError, ConfigError, KvikError
 from kvik.runners.choose import create_runner
 from kvik.runners.fake import FakeRunner, fake_answer, fake_logprob
 from kvik.runners.fake.faults import Fault
 from kvik.runners.runner import MemoryUse
 from kvik.scheduler import check_invariants
 from kvik.step import SamplePlan, ScorePlan, StepPlan, StepResult, as_int32
+from kvik.text import grammar
 
 MODEL = "fake:max_model_len=200,length=1-40"
 
@@ -97,6 +101,62 @@ def test_log_probabilities_are_the_oracles_through_chunks_and_draws() -> None:
         assert [each.logprob for each in entry.top] == sorted((each.logprob for each in entry.top), reverse=True)
         assert all(each.logprob == pytest.approx(fake_logprob(context, each.token_id), rel=1e-5) for each in entry.top)
         assert len(entry.top) == (20 if position < len(prompt) else 2)
+
+
+# Masks ---------------------------------------------------------------------------------------------------------------
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "tags": {"type": "array", "items": {"enum": ["x", "größe"]}},
+        "age": {"type": "integer"},
+    },
+    "required": ["name", "tags", "age"],
+    "additionalProperties": False,
+}
+BY_SCHEMA = grammar.json_schema(SCHEMA)
+
+
+def masked(seed: int, **more: Any) -> SamplingParams:
+    """What follows the schema; long answers are cut, which ends few of them."""
+    return SamplingParams(grammar=BY_SCHEMA, seed=seed, **{"max_tokens": 400, **more})
+
+
+def test_answers_with_a_grammar_follow_it_and_come_to_an_end() -> None:
+    llm = fake_llm(num_blocks=200)
+    params = [masked(seed, temperature=float(seed > 0)) for seed in range(40)]
+    answers = [output.outputs[0] for output in llm.generate([list(b"say it")] * 40, params, use_tqdm=False)]
+    whole = [json.loads(answer.text) for answer in answers if answer.finish_reason == "stop"]
+    assert len(whole) >= 38
+    for value in whole:
+        jsonschema.validate(value, SCHEMA)
+    assert len({value["name"] for value in whole}) > 20
+    assert any(value["name"] and value["tags"] for value in whole)
+
+
+def test_who_has_a_grammar_changes_nothing_for_who_has_none() -> None:
+    llm = fake_llm(MODEL, num_blocks=12, max_num_batched_tokens=24)
+    rng = random.Random(4)
+    prompts = [random_prompt(rng, 60) for _ in range(40)]
+    params = [masked(i, max_tokens=60) if i % 2 else random_params(rng) for i in range(40)]
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    assert llm.stats()["preemptions"] > 0
+    for i, output in enumerate(outputs):
+        if i % 2:
+            alone = fake_llm(MODEL).generate([prompts[i]], params[i])[0].outputs[0]
+            assert output.outputs[0].token_ids == alone.token_ids
+        else:
+            check(llm, output, params[i])
+
+
+def test_a_mask_and_bans_together_leave_what_both_allow() -> None:
+    llm = fake_llm()
+    either = SamplingParams(grammar=grammar.regex("[qx]{20}"), logit_bias={ord("q"): -100.0}, max_tokens=40)
+    assert llm.generate([[1]], either)[0].outputs[0].text == "x" * 20
+    neither = dataclasses.replace(either, logit_bias={ord("q"): -100.0, ord("x"): -100.0})
+    with pytest.raises(KvikError):
+        llm.generate([[1]], neither)
 
 
 # Planted bugs -------------------------------------------------------------------------------------------------------

@@ -120,6 +120,15 @@ def test_a_wrong_key_is_refused_before_the_body_is_read(server: LiveServer) -> N
     assert reply.headers["connection"] == "close"
 
 
+def test_a_wrong_key_is_told_from_a_missing_one_in_words_that_clients_look_for(server: LiveServer) -> None:
+    wrong = server.get("/v1/models", authorization="Bearer the-key-of-nobody").error
+    assert wrong["message"].startswith("Incorrect API key provided")
+    assert "the-key-of-nobody" not in wrong["message"]
+    missing = server.get("/v1/models").error
+    assert missing["message"].startswith("the API key is missing")
+    assert wrong["code"] == missing["code"] == "invalid_api_key"
+
+
 def test_keys_are_neither_logged_nor_shown(server: LiveServer) -> None:
     server.post("/v1/completions", prompt(), authorization=BEARER)
     shown = server.get("/stats", authorization=BEARER).body.decode() + "\n".join(server.lines)

@@ -11,7 +11,8 @@ import pytest
 from fakes import FakeClock
 from live_server import LiveServer, chat, head_of, post, prompt, read_reply
 
-from kvik.server.logs import MAX_WAITING, Forward, Log, line, shown, where
+from kvik.server.logs import MAX_WAITING, Forward, Log, line, own_words, shown, where
+from kvik.server.protocol.errors import ENGINE_FAILED
 
 SECRET = "xyzzy-plugh-prompt-text"
 NASTY = "a\r\nb\x1b[31m\x00\x7f\u202e\u2028\"\\ '="
@@ -140,6 +141,38 @@ def test_no_prompt_and_no_answer_is_in_the_log(server: LiveServer) -> None:
     assert SECRET not in text
     assert answers
     assert not [answer for answer in answers if answer.strip() in text]
+
+
+def test_of_what_others_raise_only_the_kind_is_logged() -> None:
+    assert own_words("the engine was lost with this request: it hung") == (
+        "the engine was lost with this request: it hung"
+    )
+    assert own_words("req-1.2.0: the model produced NaN") == "req-1.2.0: the model produced NaN"
+    assert own_words(f"RuntimeError: {SECRET}: and more") == "RuntimeError"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_why_an_answer_failed_is_in_the_log_and_not_in_the_reply(server: LiveServer, stream: bool) -> None:
+    before = len(server.lines)
+    body = prompt("[[raise@3]]", stream=stream, ignore_eos=True, min_tokens=9, max_tokens=9)
+    reply = server.send(post("/v1/completions", body, x_request_id="why"))
+    assert reply.status == (200 if stream else 500)
+    told = reply.events[-1]["error"] if stream else reply.error
+    assert told["message"] == ENGINE_FAILED
+    assert b"raise@3" not in reply.body
+    assert b"RuntimeError" not in reply.body
+    first, last = server.lines[before:]
+    assert first.split()[1:] == ["error", "request_failed", "id=why", "reason=RuntimeError"]
+    assert "request id=why" in last
+    assert "raise@3" not in first + last
+
+
+def test_all_that_was_raised_is_logged_for_who_debugs() -> None:
+    with LiveServer("fake:length=6", log_level="debug") as server:
+        server.send(post("/v1/completions", prompt("[[raise]]"), x_request_id="why"))
+        _, detail, _ = (each for each in server.lines if "id=why" in each)
+    assert "debug request_failed id=why detail=" in detail
+    assert "says [[raise]]" in detail
 
 
 def test_nothing_a_client_sends_makes_a_second_line(server: LiveServer) -> None:

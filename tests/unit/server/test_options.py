@@ -34,6 +34,14 @@ def test_every_field_says_what_it_is_for_and_no_name_is_taken_twice() -> None:
     assert not engine & set(names)
 
 
+@pytest.mark.parametrize("url", ["", "localhost:4318", "ftp://a", "http://", "http://a b", "http://a/?q", "http://a#b"])
+def test_an_otlp_endpoint_is_a_url(url: str) -> None:
+    with pytest.raises(ConfigError, match="otlp_endpoint is"):
+        ServerOptions.from_options(otlp_endpoint=url)
+    assert ServerOptions.from_options(otlp_endpoint="https://a:1/b").traces.otlp_endpoint == "https://a:1/b"
+    assert ServerOptions().traces.otlp_endpoint is None
+
+
 def test_flat_options_are_sorted_into_their_concerns() -> None:
     options = ServerOptions.from_options(port=1, max_connections=2, target_ttft=3.0)
     assert (options.listen.port, options.connection.max_connections, options.flow.target_ttft) == (1, 2, 3.0)

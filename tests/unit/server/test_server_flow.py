@@ -136,6 +136,28 @@ def test_a_deadline_before_the_first_token_is_504(server: LiveServer, stream: bo
     assert (reply.status, reply.error["code"]) == (504, "deadline_exceeded")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("max_tokens", [1, 50])
+def test_a_deadline_in_the_step_that_brings_the_first_token_is_504(stream: bool, max_tokens: int) -> None:
+    """The step takes longer than there is, so the token is there and comes too late."""
+    with LiveServer("fake:step_ms=300") as live:
+        body = prompt(stream=stream, max_tokens=max_tokens, ignore_eos=True)
+        reply = live.post(COMPLETIONS, body, x_request_timeout=0.1)
+        assert (reply.status, reply.error["code"]) == (504, "deadline_exceeded")
+        live.wait_for(live.is_idle)
+
+
+def test_a_deadline_that_finds_one_of_two_prompts_without_a_token_gives_the_others() -> None:
+    """The second one takes hundreds of steps; what the call has got of the first is its answer."""
+    with LiveServer(SLOW, {"max_num_batched_tokens": 64}) as live:
+        reply = live.post(COMPLETIONS, prompt(["a", "a" * 19_000], max_tokens=900), x_request_timeout=0.5)
+        assert reply.status == 200
+        first, second = reply.json["choices"]
+        assert {(c["finish_reason"], c["stop_reason"]) for c in (first, second)} == {("length", "deadline")}
+        assert first["text"]
+        assert second["text"] == ""
+
+
 def test_a_deadline_later_ends_the_answer_with_what_there_is(server: LiveServer) -> None:
     start = time.monotonic()
     reply = server.send(first(CHAT, chat(max_tokens=10_000), x_request_timeout=0.5))
@@ -176,6 +198,8 @@ def test_what_can_never_fit_is_400_at_once(server: LiveServer, path: str, body: 
     reply = server.send(first(path, body))
     assert reply.status == 400
     assert reply.error["code"] == "context_length_exceeded"
+    length = server.service.known().info.max_model_len
+    assert reply.error["message"].startswith(f"This model's maximum context length is {length} tokens")
     assert reply.error["param"] == ("messages" if path == CHAT else "prompt")
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 from fakes import byte_tokenizer
+from live_server import LiveServer
 
 from kvik.server.protocol.conversation import Conversation
 from kvik.server.protocol.errors import ApiError
@@ -136,3 +137,17 @@ def test_a_long_text_does_not_hold_up_a_short_one(texts: Texts) -> None:
 def test_token_bytes_are_the_tokenizers(texts: Texts, tokenizer: Any) -> None:
     (token,) = tokenizer.encode("x")
     assert texts.token_bytes(token) == b"x"
+
+
+def test_what_the_first_grammar_needs_is_made_ready_once_the_model_is(
+    texts: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = texts.prepare()
+    assert prepared is not None
+    assert "grammars" in prepared.result(30)
+    assert Texts(None).prepare() is None
+    asked: list[Texts] = []
+    monkeypatch.setattr(Texts, "prepare", lambda self: asked.append(self))
+    with LiveServer() as server:
+        server.wait_for(lambda: bool(asked))
+        assert asked == [server.service.known().texts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +32,9 @@ from kvik.engine.remote.frames import (
     Watch,
     rebuilt,
 )
-from kvik.engine.remote.host import Host, serve
+from kvik.engine.remote.host import Host, prepare_grammars, serve
 from kvik.errors import CheckpointError, ContextLengthError, EngineError, InvalidRequestError, NumericalError
+from kvik.text.grammar import regex
 from kvik.text.tokenizer import Tokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
@@ -94,6 +96,60 @@ def tokens_of(updates: list[Update], name: str, index: int = 0) -> list[int]:
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return byte_tokenizer(tmp_path_factory.mktemp("bytes"))
+
+
+# The beginning ------------------------------------------------------------------------------------------------------
+
+
+def test_grammars_are_made_ready_beside_the_loop_which_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = fake_engine()
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def prepare() -> None:
+        begun.set()
+        assert go_on.wait(30)
+        ended.set()
+
+    monkeypatch.setattr(engine.grammars, "prepare", prepare)
+
+    def close() -> list[Command]:
+        assert begun.wait(30)
+        assert not ended.is_set()
+        go_on.set()
+        return [Close()]
+
+    script = Script([submit("a", [1])], *[[]] * 8)
+    script.batches.append(close)
+    host(script, engine)
+    assert isinstance(script.events[0], ModelInfo)
+    assert tokens_of(script.updates, "a") == expected_answer([1], GREEDY)
+    assert ended.is_set()
+
+
+def test_the_first_request_with_a_grammar_finds_the_vocabulary_ready(tokenizer: Tokenizer) -> None:
+    engine = fake_engine(tokenizer=tokenizer)
+    prepare_grammars(engine.grammars)
+    known = engine.grammars._known
+    assert known is not None
+    assert known._tokens is not None
+    engine.grammars.compile(regex("a+"))
+    assert engine.grammars._known is known
+
+
+def test_a_model_without_text_has_no_grammars_to_prepare_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    prepare_grammars(fake_engine().grammars)
+    assert caplog.records == []
+
+
+def test_grammars_that_cannot_be_prepared_end_nothing_but_are_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = fake_engine()
+    monkeypatch.setattr(engine.grammars, "prepare", lambda: 1 / 0)
+    script = Script([submit("a", [1])])
+    host(script, engine)
+    assert tokens_of(script.updates, "a") == expected_answer([1], GREEDY)
+    assert [record.message for record in caplog.records] == ["grammars cannot be prepared"]
 
 
 # Requests -----------------------------------------------------------------------------------------------------------

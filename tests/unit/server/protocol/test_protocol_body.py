@@ -18,7 +18,7 @@ from kvik.errors import (
     OverloadedError,
     TemplateError,
 )
-from kvik.server.protocol.decode import MAX_CONTAINERS, MAX_DEPTH, decode_body
+from kvik.server.protocol.decode import MAX_DEPTH, decode_body
 from kvik.server.protocol.errors import ApiError, bad_request, from_exception, from_failed, shown, unknown_model
 
 
@@ -54,7 +54,7 @@ def nested(depth: int) -> bytes:
         (b'{"a":-Infinity}', "not valid JSON"),
         (b'{"a":1} x', "not valid JSON"),
         (b"{'a':1}", "not valid JSON"),
-        (b'{"a":[' + b"[]," * MAX_CONTAINERS + b"[]]}", "lists and objects"),
+        (b'{"a":[' + b"[]," * 200_000 + b"[]]}", "lists and objects"),
     ],
 )
 def test_what_is_no_json_object_is_refused(body: bytes, said: str) -> None:
@@ -80,7 +80,7 @@ def test_odd_but_valid_bodies_are_read(body: bytes, value: object) -> None:
 
 
 def test_brackets_in_text_are_not_counted() -> None:
-    text = "[{" * MAX_CONTAINERS + '"\\' * 3
+    text = "[{" * 200_000 + '"\\' * 3
     assert decode_body(json.dumps({"prompt": text, "a": [1]}).encode()) == {"prompt": text, "a": [1]}
 
 
@@ -176,6 +176,17 @@ def test_exceptions_of_the_engine_become_errors_of_the_api(
         assert (made.status, made.code, made.param) == (status, code, param)
         assert made.type == ("invalid_request_error" if status == 400 else "server_error")
         assert "secret" not in made.message
+
+
+@pytest.mark.parametrize("kind", [EngineError, NumericalError])
+def test_what_an_engine_says_of_itself_is_for_the_log_and_not_for_the_client(kind: type[Exception]) -> None:
+    secret = "RuntimeError: the secret of /home/somebody"
+    for made in (from_exception(kind(secret)), from_failed(Failed("r", kind.__name__, secret))):
+        assert b"secret" not in made.body()
+        assert made.message == from_exception(kind("")).message
+        assert made.detail == secret
+    assert from_exception(InvalidRequestError("stop is 5", param="stop")).message == "stop is 5"
+    assert from_exception(InvalidRequestError("stop is 5", param="stop")).detail is None
 
 
 def test_headers_say_when_to_try_again() -> None:

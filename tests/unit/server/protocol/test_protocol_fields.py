@@ -193,6 +193,8 @@ LONG = [[1] * 64, [1] * 65, [[1], [1] * 64], "x" * 50_000_000, ["x" * 2**22, "x"
 def test_prompts_that_cannot_fit_are_too_long(prompt: Any) -> None:
     error = refused(read_completion, {"model": "toy", "prompt": prompt})
     assert (error.param, error.code) == ("prompt", "context_length_exceeded")
+    assert error.message.startswith("This model's maximum context length is 64 tokens")
+    assert "expected at most" in error.message
 
 
 @pytest.mark.parametrize(
@@ -258,6 +260,14 @@ def test_the_makers_defaults_are_for_calls_that_say_nothing() -> None:
     terms = Terms(sampling_defaults={"temperature": 0.6, "top_k": 20})
     params = read_chat({"model": "toy", "messages": HELLO, "top_k": 5, "temperature": None}, terms).params
     assert (params.temperature, params.top_k) == (0.6, 5)
+
+
+def test_several_choices_of_a_model_that_is_greedy_by_default_need_a_temperature() -> None:
+    terms, body = Terms(sampling_defaults={"temperature": 0.0}), {"model": "toy", "messages": HELLO, "n": 2}
+    with pytest.raises(ApiError, match="n is 2 with temperature 0, this model's default") as caught:
+        read_chat(body, terms)
+    assert (caught.value.status, caught.value.param) == (400, "n")
+    assert read_chat({**body, "temperature": 0.5}, terms).params.temperature == 0.5
 
 
 def test_everything_honoured_reaches_the_parameters() -> None:
