@@ -15,11 +15,13 @@ from kvik.checkpoint.fake import PREFIX as FAKE
 from kvik.checkpoint.fake import FakeCheckpoint
 from kvik.checkpoint.families import read_spec
 from kvik.checkpoint.files import shown
+from kvik.checkpoint.gguf import GgufCheckpoint
+from kvik.checkpoint.gguf_write import write_gguf
 from kvik.checkpoint.hf import HuggingFaceCheckpoint, read_config
 from kvik.checkpoint.hub import download, is_hub_id
 from kvik.checkpoint.spec import DecoderSpec, RopeSpec
 from kvik.checkpoint.write import write_checkpoint
-from kvik.errors import CheckpointError, UnsupportedModelError
+from kvik.errors import CheckpointError
 
 __all__ = [
     "BOX_NAME",
@@ -27,18 +29,20 @@ __all__ = [
     "DecoderSpec",
     "DummyCheckpoint",
     "FakeCheckpoint",
+    "GgufCheckpoint",
     "HuggingFaceCheckpoint",
     "RopeSpec",
     "Tensor",
     "box_directory",
     "open_checkpoint",
     "write_checkpoint",
+    "write_gguf",
 ]
 
 
 def open_checkpoint(model: str | None, *, seed: int = 0) -> Checkpoint:
-    """Open a model: `dummy:NAME`, `fake:` with parameters, a directory in Hugging Face layout, or a hub id
-    `org/name[@revision]`. None is the model in the box.
+    """Open a model: `dummy:NAME`, `fake:` with parameters, a `.gguf` file, a directory in Hugging Face layout, or a
+    hub id `org/name[@revision]`. None is the model in the box.
 
     `seed` makes the weights of a dummy. A directory that exists goes before a hub id of the same spelling. Raises
     CheckpointError, UnsupportedModelError.
@@ -50,13 +54,14 @@ def open_checkpoint(model: str | None, *, seed: int = 0) -> Checkpoint:
     if model.startswith(FAKE):
         return FakeCheckpoint(model)
     if model.lower().endswith(".gguf"):
-        raise UnsupportedModelError(f"{shown(model)} is a GGUF file, which is not supported; supported: safetensors")
+        return GgufCheckpoint(model)
     if _is_directory(model):
         return HuggingFaceCheckpoint(model)
     if is_hub_id(model):
         return HuggingFaceCheckpoint(download(model, lambda path: read_spec(read_config(path))), name=model)
     raise CheckpointError(
-        f"{shown(model)}: no such directory; expected a model directory, a hub id (org/name) or {PREFIX}NAME"
+        f"{shown(model)}: no such directory; expected a model directory, a .gguf file, a hub id (org/name) or "
+        f"{PREFIX}NAME"
     )
 
 

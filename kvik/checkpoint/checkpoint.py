@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kvik.checkpoint.quantized import QuantizedTensor
 from kvik.checkpoint.spec import DecoderSpec
 
 
@@ -53,8 +54,10 @@ class Checkpoint(Protocol):
     def directory(self) -> Path | None:
         """Where the tokenizer files lie; None for a dummy model."""
 
-    def tensor(self, name: str) -> Tensor:
-        """The weight of this canonical name (`DecoderSpec.tensor_shapes`). Raises CheckpointError."""
+    def tensor(self, name: str) -> Tensor | QuantizedTensor:
+        """The weight of this canonical name (`DecoderSpec.tensor_shapes`): a matrix as it is stored, be it quantized,
+        or a vector. Raises CheckpointError.
+        """
 
     def release(self, name: str) -> None:
         """Tell the operating system that this weight's pages are no longer needed."""

@@ -19,6 +19,7 @@ from kvik.checkpoint.families import FAMILIES, read_spec
 from kvik.checkpoint.families.decoder import Family
 from kvik.checkpoint.families.fields import Fields
 from kvik.checkpoint.formats.shards import INDEX, SINGLE
+from kvik.checkpoint.quantized import QuantizedTensor
 from kvik.checkpoint.spec import DecoderSpec
 from kvik.errors import CheckpointError
 
@@ -103,6 +104,8 @@ def _write_file(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], path
         stored = _STORED[checkpoint.spec.dtype][1]
         for name, shape in shapes.items():
             tensor = checkpoint.tensor(name)
+            if isinstance(tensor, QuantizedTensor):
+                raise CheckpointError(f"{checkpoint.name}: weight {name} is {tensor.dtype}; expected a plain one")
             if tensor.shape != shape or tensor.dtype != checkpoint.spec.dtype:
                 raise CheckpointError(
                     f"{checkpoint.name}: weight {name} is {tensor.dtype} {list(tensor.shape)}; "

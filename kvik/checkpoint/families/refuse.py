@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvik.checkpoint.families.fields import Fields
+from kvik.checkpoint.quantization import read_layout
 
 _OFF: tuple[Any, ...] = (None, False)
 _NONE: tuple[Any, ...] = (None, 0, {}, [])
@@ -18,7 +19,7 @@ _ONE: tuple[Any, ...] = (None, 1)
 SUPPORTED: tuple[tuple[tuple[Any, ...], str, tuple[str, ...]], ...] = (
     (("silu",), "silu", ("hidden_act",)),
     (_OFF, "no bias in the MLP", ("mlp_bias",)),
-    (_NONE, "bf16, f16 and f32 weights", ("quantization_config", "compression_config")),
+    (_NONE, "quantized weights described by quantization_config", ("compression_config",)),
     (_ONE, "1", ("pretraining_tp",)),
     (_ONE, "1 (all of a head is rotated)", ("partial_rotary_factor", "rotary_pct")),
     (_OFF, "halves of a head rotated", ("rope_interleaved", "rope_interleave")),
@@ -53,11 +54,14 @@ SUPPORTED: tuple[tuple[tuple[Any, ...], str, tuple[str, ...]], ...] = (
 
 
 def check_supported(fields: Fields) -> None:
-    """Raises UnsupportedModelError for the first field that asks for something Kvik does not do."""
+    """Raises UnsupportedModelError for the first field that asks for something Kvik does not do, be it in its
+    `quantization_config`; CheckpointError if that contradicts itself.
+    """
     for accepted, supported, names in SUPPORTED:
         for name in names:
             if name in fields and not any(_equal(fields.get(name), value) for value in accepted):
                 raise fields.unsupported(name, supported)
+    read_layout(fields)
 
 
 def _equal(value: object, accepted: object) -> bool:

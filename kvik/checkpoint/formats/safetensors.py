@@ -36,6 +36,8 @@ BITS = {
 """Every element type of the format, with its size in bits."""
 READABLE: dict[str, np.dtype[Any]] = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 """The element types that can be computed with, and the numpy type that holds their bits."""
+INTEGERS: dict[str, np.dtype[Any]] = {"I8": np.dtype("i1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
+"""What quantized weights are packed in; read by those who ask for it (`integers`)."""
 MAX_DIMENSIONS = 32
 _PREFIX = 8
 
@@ -63,13 +65,20 @@ class SafetensorsFile:
 
     def array(self, name: str) -> NDArray[Any]:
         """A read-only view of one tensor. Raises CheckpointError for an unknown name or an unreadable type."""
+        return self._view(name, READABLE)
+
+    def integers(self, name: str) -> NDArray[Any]:
+        """As `array`, for int8, int32 and int64."""
+        return self._view(name, INTEGERS)
+
+    def _view(self, name: str, readable: dict[str, np.dtype[Any]]) -> NDArray[Any]:
         entry = self._entry(name)
-        if entry.dtype not in READABLE:
-            supported = ", ".join(READABLE)
+        if entry.dtype not in readable:
+            supported = ", ".join(readable)
             raise CheckpointError(
                 f"{self.path}: tensor {shown(name)} has dtype {entry.dtype}; expected one of {supported}"
             )
-        dtype = READABLE[entry.dtype]
+        dtype = readable[entry.dtype]
         count = (entry.end - entry.start) // dtype.itemsize
         if count == 0:
             return np.empty(entry.shape, dtype)

@@ -50,6 +50,10 @@ class Weights:
         """A read-only view; see `SafetensorsFile.array`."""
         return self._file_of[name].array(name)
 
+    def integers(self, name: str) -> NDArray[Any]:
+        """A read-only view of whole numbers; see `SafetensorsFile.integers`."""
+        return self._file_of[name].integers(name)
+
     def release(self, name: str) -> None:
         """Give the tensor's pages back; see `SafetensorsFile.release`."""
         self._file_of[name].release(name)

@@ -9,8 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvik.checkpoint import DummyCheckpoint, HuggingFaceCheckpoint, open_checkpoint, write_checkpoint
-from kvik.errors import CheckpointError, UnsupportedModelError
+from kvik.checkpoint import (
+    DummyCheckpoint,
+    GgufCheckpoint,
+    HuggingFaceCheckpoint,
+    open_checkpoint,
+    write_checkpoint,
+)
+from kvik.checkpoint.gguf_write import write_gguf
+from kvik.errors import CheckpointError
 
 
 def test_a_dummy_takes_the_seed() -> None:
@@ -36,10 +43,15 @@ def test_a_hub_id_is_downloaded_and_keeps_its_name(tmp_path: Path, monkeypatch: 
     assert (opened.name, opened.directory) == ("org/name@main", tmp_path)
 
 
-def test_a_gguf_file_is_refused_clearly() -> None:
+def test_a_gguf_file_is_told_by_its_name(tmp_path: Path) -> None:
     for model in ("model.gguf", "/some/where/model-Q4_K_M.GGUF", "org/name.gguf"):
-        with pytest.raises(UnsupportedModelError, match="is a GGUF file, which is not supported"):
+        with pytest.raises(CheckpointError, match="no such file"):
             open_checkpoint(model)
+    path = tmp_path / "model.GGUF"
+    write_gguf(path, DummyCheckpoint("tiny-llama"), "Q8_0")
+    opened = open_checkpoint(str(path))
+    assert isinstance(opened, GgufCheckpoint)
+    assert opened.name == str(path)
 
 
 @pytest.mark.parametrize("model", ["", "/no/such/place", "./here", "../up", "name", "a/b/c", "~/x", "x" * 300, "a\0b"])
