@@ -11,56 +11,22 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kvik.bench.identities import Check as Check
+from kvik.bench.identities import identity_checks, same, verdict
+from kvik.bench.ladder.claims import claims_check, quality_check
+from kvik.bench.serve.checks import serve_checks
+from kvik.bench.sides import side_checks
+from kvik.bench.stage_checks import stage_checks
+from kvik.bench.summary import CONFIDENCE as CONFIDENCE
+from kvik.bench.summary import median_spread_percent as median_spread_percent
+from kvik.bench.summary import summarize as summarize
 from kvik.errors import KvikError
 
-Check = dict[str, Any]
 Sample = Mapping[str, Any]
-
-TOLERANCE = 1e-6
-"""Relative difference allowed between a stored figure and the same figure computed again."""
-CONFIDENCE = 0.93
-"""At least this, for the interval of the median; 5 repetitions are the fewest that reach it."""
 
 
 class EvidenceError(KvikError):
     """A result contradicts itself or a physical limit, or is not a result at all."""
-
-
-def summarize(values: Sequence[float], *, metric: str, unit: str) -> dict[str, Any]:
-    """Median, min, max and spread of the repetitions of one metric.
-
-    `spread_percent` is (max - min) / median; `median_spread_percent` see there.
-    """
-    median = statistics.median(values)
-    return {
-        "metric": metric,
-        "unit": unit,
-        "repetitions": len(values),
-        "median": median,
-        "min": min(values),
-        "max": max(values),
-        "spread_percent": 100 * (max(values) - min(values)) / median if median else 0.0,
-        "median_spread_percent": median_spread_percent(values),
-    }
-
-
-def median_spread_percent(values: Sequence[float]) -> float | None:
-    """How well the median is known: half the width of its interval, in percent of it.
-
-    The interval lies between two order statistics and holds the true median with CONFIDENCE (sign test). None for
-    fewer than 5 values, which cannot give one.
-    """
-    ordered, count = sorted(values), len(values)
-    if 1 - 2 * 0.5**count < CONFIDENCE:
-        return None
-    dropped, outside = 0, 0.5**count
-    while True:
-        outside += math.comb(count, dropped + 1) * 0.5**count
-        if 1 - 2 * outside < CONFIDENCE:
-            break
-        dropped += 1
-    median = statistics.median(ordered)
-    return 100 * (ordered[-1 - dropped] - ordered[dropped]) / (2 * median) if median else 0.0
 
 
 def limits_of(samples: Sequence[Sample], summary: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,13 +78,20 @@ def run_checks(result: Mapping[str, Any]) -> list[Check]:
         checks = [
             _summary(result),
             _positive(result),
-            _rates(result),
+            *identity_checks(result["samples"], result["machine"].get("cores")),
             _tokens(result),
             _limits(result),
             _physics(result),
             *([_peers(result), _asked(result)] if "comparison" in result else []),
+            *(side_checks(result) if "sides" in result else []),
+            *([claims_check(result)] if "claims" in result else []),
+            *([quality_check(result)] if "quality" in result else []),
+            *([_saving(result)] if "saving" in result else []),
+            *([_efficiency(result)] if "efficiency" in result else []),
+            *(serve_checks(result) if "slo" in result["workload"] else []),
+            *(stage_checks(result) if "stages" in result["workload"] else []),
         ]
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise EvidenceError(f"the result is malformed: {type(error).__name__}: {error}") from error
     return checks
 
@@ -134,14 +107,9 @@ def _verdict(name: str, passed: bool, detail: str) -> Check:
     return {"name": name, "passed": passed, "detail": detail}
 
 
-def _same(stored: Any, again: Any) -> bool:
-    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (stored, again))
-    return math.isclose(stored, again, rel_tol=TOLERANCE) if numbers else bool(stored == again)
-
-
 def _compare(name: str, stored: Mapping[str, Any], again: Mapping[str, Any]) -> Check:
     wrong = [
-        f"{key} is {stored.get(key)}, computed {again[key]}" for key in again if not _same(stored.get(key), again[key])
+        f"{key} is {stored.get(key)}, computed {again[key]}" for key in again if not same(stored.get(key), again[key])
     ]
     return _verdict(name, not wrong, "; ".join(wrong) or "as computed again")
 
@@ -161,10 +129,24 @@ def _positive(result: Mapping[str, Any]) -> Check:
     return _verdict("samples are finite and above 0", not wrong, f"{len(wrong)} are not")
 
 
-def _rates(result: Mapping[str, Any]) -> Check:
-    timed = [s for s in result["samples"] if {"tokens", "seconds", "tokens_per_s"} <= s.keys()]
-    wrong = sum(not (s["seconds"] > 0 and _same(s["tokens_per_s"], s["tokens"] / s["seconds"])) for s in timed)
-    return _verdict("tokens_per_s = tokens / seconds", wrong == 0, f"{wrong} of {len(timed)} timed samples break it")
+def _saving(result: Mapping[str, Any]) -> Check:
+    """Tokens found in the cache are tokens not computed: two counts that must agree to the token, in every run."""
+    saved, wrong = result["saving"], []
+    for index, sample in enumerate(result["samples"]):
+        for off, on in zip(sample["sides"]["cache off"], sample["sides"]["cache on"], strict=True):
+            found, less = sum(on["requests"]["cached_tokens"]), _computed(off) - _computed(on)
+            if not found == less == saved["found_in_cache"] == saved["computed_less"]:
+                wrong.append(f"sample {index + 1} found {found}, computed {less} less; {saved} is stated")
+    return verdict("tokens found in the cache = tokens not computed", wrong, f"{saved['found_in_cache']} both ways")
+
+
+def _computed(run: Mapping[str, Any]) -> int:
+    return int(sum(run["requests"]["computed_tokens"]))
+
+
+def _efficiency(result: Mapping[str, Any]) -> Check:
+    again = {pair["b"]: pair["ratio"]["median"] / int(pair["b"].split()[0]) for pair in result["pairs"]}
+    return _compare("efficiency = speedup / threads", result["efficiency"], again)
 
 
 def _tokens(result: Mapping[str, Any]) -> Check:
@@ -200,7 +182,7 @@ def _asked(result: Mapping[str, Any]) -> Check:
         for label, one in {result["options"]["engine"]: sample, **sample["peers"]}.items():
             if one["output_tokens"] != asked:
                 wrong.append(f"{label} gave {one['output_tokens']}")
-            if not (one["seconds"] > 0 and _same(one["tokens_per_s"], one["tokens"] / one["seconds"])):
+            if not (one["seconds"] > 0 and same(one["tokens_per_s"], one["tokens"] / one["seconds"])):
                 wrong.append(f"{label} has a rate that is not its tokens over its seconds")
     detail = "; ".join(dict.fromkeys(wrong)) or f"{asked} each"
     return _verdict("every engine gave the tokens asked for", not wrong, detail)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kvik.bench import load
 from kvik.bench.checks import median_spread_percent
 from kvik.bench.machine import roofline
 
@@ -33,18 +34,28 @@ def interleaved(
     repeat: Repeat,
     progress: Progress,
     probe: Callable[[], Mapping[str, Any]] = roofline,
+    *,
+    known_to: Callable[[Sequence[Mapping[str, Any]]], float | None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Warm up, then samples with `read_bandwidth` and `matrix_peak`: the mean of just before and just after each."""
+    """Warm up, then samples with `read_bandwidth` and `matrix_peak`, the mean of just before and just after each, and
+    `load`, what else the machine did meanwhile.
+
+    `known_to` says to how many percent the samples so far are known; the default asks for the median of `metric`.
+    """
+    spread = known_to or (lambda taken: median_spread_percent([sample[metric] for sample in taken]))
     for index in range(repeat.warmups):
         progress(f"warm-up {index + 1} of {repeat.warmups}")
         take()
     samples: list[dict[str, Any]] = []
     before = probe()
-    while not _enough([sample[metric] for sample in samples], repeat):
-        sample, after = take(), probe()
-        samples.append({**sample, **_between(before, after)})
+    while not _enough(len(samples), spread(samples) if samples else None, repeat):
+        started = load.now()
+        sample = take()
+        did = load.between(started, load.now())
+        after = probe()
+        samples.append({**sample, **_between(before, after), "load": did})
         before = after
-        progress(_line([sample[metric] for sample in samples], metric, repeat))
+        progress(_line([sample[metric] for sample in samples], metric, spread(samples), repeat))
     return samples
 
 
@@ -54,15 +65,13 @@ def _between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
     return {"read_bandwidth": (before["read_bandwidth"] + after["read_bandwidth"]) / 2, "matrix_peak": peaks}
 
 
-def _enough(values: Sequence[float], repeat: Repeat) -> bool:
-    if len(values) < repeat.least:
+def _enough(count: int, spread: float | None, repeat: Repeat) -> bool:
+    if count < repeat.least:
         return False
-    spread = median_spread_percent(values)
-    return len(values) >= repeat.most or (spread is not None and spread <= repeat.spread_percent)
+    return count >= repeat.most or (spread is not None and spread <= repeat.spread_percent)
 
 
-def _line(values: Sequence[float], metric: str, repeat: Repeat) -> str:
-    spread = median_spread_percent(values)
+def _line(values: Sequence[float], metric: str, spread: float | None, repeat: Repeat) -> str:
     known = "" if spread is None else f", known to {spread:.1f} %"
     median = statistics.median(values)
     return f"{len(values)} of at most {repeat.most}: {metric} {values[-1]:.2f}, median {median:.2f}{known}"
@@ -71,6 +80,7 @@ def _line(values: Sequence[float], metric: str, repeat: Repeat) -> str:
 def describe_repetition(repeat: Repeat) -> str:
     """The repetition rule, for `how_obtained`."""
     return (
-        f"{repeat.warmups} warm-up(s) dropped; the machine's limits measured before and after every sample; repeated "
-        f"until the median was known to {repeat.spread_percent:g} % (sign test) or {repeat.most} times"
+        f"{repeat.warmups} warm-up(s) dropped; the machine's limits measured before and after every sample, other load "
+        f"on it during each; repeated until the median was known to {repeat.spread_percent:g} % (half the width of its "
+        f"93 % interval by the sign test) or {repeat.most} times"
     )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
+from kvik.cli.bench_serve import serve
 from kvik.cli.compare import compare
-from kvik.cli.options import engine_options, json_option
-from kvik.cli.results import POSITIVE, check_line, deliver, repeat_options
-from kvik.cli.terminal import json_line, note
+from kvik.cli.ladder import ladder
+from kvik.cli.latency import latency
+from kvik.cli.options import engine_options
+from kvik.cli.report import report
+from kvik.cli.results import POSITIVE, deliver, repeat_options
+from kvik.cli.stages import stages
+from kvik.cli.suite import suite
+from kvik.cli.terminal import note
 from kvik.cli.throughput import throughput
+from kvik.cli.verify import verify
 
 
 @click.group("bench")
@@ -66,21 +72,12 @@ def roofline(**how: Any) -> None:
     deliver(lambda repeat: measure_roofline(repeat, note), **how)
 
 
-@command.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@json_option
-def verify(file: Path, as_json: bool) -> None:
-    """Compute the identities and limits of a result file again."""
-    from kvik.bench.checks import refuse_failed
-    from kvik.bench.evidence import verify as verify_file
-
-    checks = verify_file(file)
-    if as_json:
-        click.echo(json_line({"file": str(file), "passed": all(c["passed"] for c in checks), "checks": checks}))
-    else:
-        click.echo("\n".join(check_line(check) for check in checks))
-    refuse_failed(checks)
-
-
 command.add_command(compare)
+command.add_command(ladder)
+command.add_command(latency)
+command.add_command(report)
+command.add_command(serve)
+command.add_command(stages)
+command.add_command(suite)
 command.add_command(throughput)
+command.add_command(verify)

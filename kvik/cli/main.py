@@ -24,6 +24,9 @@ COMMANDS = {
     "serve": ("kvik.cli.serve", "Serve a model over HTTP in the form of OpenAI's API."),
     "info": ("kvik.cli.info", "Describe this machine, the kernels chosen, and a model's memory plan."),
     "bench": ("kvik.cli.bench", "Measure: decode, prefill, roofline; verify a result file."),
+    "plan": ("kvik.cli.plan", "Say how many replicas a load would need, in simulated time."),
+    "advise": ("kvik.cli.advise", "Say what limits a load, and which option to change."),
+    "quantize": ("kvik.cli.quantize", "Write a model in fewer bits: GPTQ, AWQ, INT8."),
     "eval": ("kvik.cli.evaluate", "Evaluate a model: answers to held-out tasks, perplexity of a text."),
 }
 INTERRUPTED = 130

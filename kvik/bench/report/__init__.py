@@ -1,0 +1,1 @@
+"""Results drawn: one HTML file that holds everything it shows."""
