@@ -25,7 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik.checkpoint.checkpoint import Checkpoint, Tensor, float32_to_bf16
+from kvik.checkpoint.quantized import QuantizedTensor
 from kvik.checkpoint.spec import DecoderSpec
+from kvik.errors import ConfigError
 from kvik.step import Float32
 
 Exponents = NDArray[np.int16]
@@ -82,16 +84,22 @@ class BalancedCheckpoint:
         """A weight, scaled. Raises CheckpointError."""
         prefix, _, role = name.rpartition(".")
         if role in ("head", "final_norm") and self.spec.tied_head:
-            return self._sound.tensor(name)
+            return self._plain(name)
         reads, makes = _READS.get(role), _MAKES.get(role)
         columns = -self._spread(prefix, reads) if reads else None
         rows = self._channels(prefix, makes) if makes else None
-        tensor = self._held.pop(name, None) or self._sound.tensor(name)
+        tensor = self._held.pop(name, None) or self._plain(name)
         return scaled(tensor, rows, columns)
 
     def release(self, name: str) -> None:
         """As the model's own."""
         self._sound.release(name)
+
+    def _plain(self, name: str) -> Tensor:
+        tensor = self._sound.tensor(name)
+        if isinstance(tensor, QuantizedTensor):
+            raise ConfigError(f"{self.name} is quantized already ({tensor.dtype}); expected weights to be auto")
+        return tensor
 
     def _channels(self, prefix: str, channels: str) -> Exponents:
         """e of each channel, [channels]."""
@@ -107,7 +115,7 @@ class BalancedCheckpoint:
         makes = _MAKES.get(role)
         rows = self._channels(prefix, makes) if makes else None
         if name not in self._held:
-            self._held[name] = self._sound.tensor(name)
+            self._held[name] = self._plain(name)
         squares = column_squares(self._held[name], rows)
         if role != "o":
             return squares

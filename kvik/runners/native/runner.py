@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kvik.checkpoint.checkpoint import Checkpoint
+from kvik.checkpoint.quantized import QuantizedTensor
 from kvik.checkpoint.spec import DecoderSpec
 from kvik.config import RunnerOptions
 from kvik.errors import BackendError, NotEnoughMemoryError
@@ -72,6 +73,8 @@ class NativeRunner:
         source = balanced(checkpoint, form)
         for name in spec.tensor_shapes():
             tensor = source.tensor(name)
+            if isinstance(tensor, QuantizedTensor):
+                raise BackendError(f"{checkpoint.name}: {name} is {tensor.dtype}; expected backend to be reference")
             layer, role = (int(name.split(".")[1]), name.split(".")[2]) if "." in name else (-1, name)
             data = as_contiguous(tensor.data)
             rows, columns = data.shape if data.ndim == 2 else (1, data.shape[0])

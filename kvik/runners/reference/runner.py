@@ -14,6 +14,7 @@ import os
 import numpy as np
 
 from kvik.checkpoint.checkpoint import Checkpoint
+from kvik.checkpoint.quantized import QuantizedTensor
 from kvik.config import RunnerOptions
 from kvik.errors import ConfigError, NotEnoughMemoryError
 from kvik.runners.balance import balanced
@@ -75,7 +76,8 @@ class ReferenceRunner:
         weights: dict[str, Float32] = {}
         for name in spec.tensor_shapes():
             tensor = source.tensor(name)
-            weights[name] = tensor.float32() if tensor.dtype == form else self._kept(tensor.float32(), form)
+            exact = tensor.dtype == form or isinstance(tensor, QuantizedTensor)
+            weights[name] = tensor.float32() if exact else self._kept(tensor.float32(), form)
             source.release(name)
         self._decoder, self._cache = Decoder(spec, weights), None
         self._weight_bytes = sum(w.nbytes for w in weights.values())
