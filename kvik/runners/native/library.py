@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kvik.errors import BackendError
 
-ABI = 4
+ABI = 5
 FORMS = {"bf16": 0, "f32": 1, "f16": 2, "int8": 3, "int4": 4}
 ROLES = (
     "embed",
