@@ -11,16 +11,6 @@
 
 namespace KVIK_ISA {
 
-// Bytes of the columns from `column` on, as many as a register has lanes, as integers.
-template <class T>
-KVIK_INLINE ireg integers_at(const char* p) {
-    typedef T few __attribute__((vector_size(REGISTER_BYTES / 4)));
-    return __builtin_convertvector(load_as<few>(p), ireg);
-}
-template <class T>
-KVIK_INLINE reg floats_at(const char* p) {
-    return __builtin_convertvector(integers_at<T>(p), reg);
-}
 KVIK_INLINE reg f16_at(const char* p) { return from_f16_at(reinterpret_cast<const uint16_t*>(p)); }
 
 // Call body(quad, weights) for the eight quads of a K-block of nibbles; weights are byte(nibbles, n).
@@ -91,7 +81,7 @@ struct Nibbles : Grouped {
             for (int n = 0; n < N; n++, column += REG_LANES) {
                 scale[n] = f16_at(at + column * 2);
                 lift[n] = lifts_of(at + kvik::INT4_LIFTS, column);
-                zero[n] = kvik::BYTE_OFFSET - integers_at<uint8_t>(at + kvik::INT4_LIFTS + column);
+                zero[n] = kvik::BYTE_OFFSET - integers_of_unsigned(at + kvik::INT4_LIFTS + column);
             }
         }
     };
@@ -176,11 +166,13 @@ struct K4 : Grouped {
     }
     template <int PART>
     static KVIK_INLINE reg scale(const Source<K4>& s, int n) {
-        return s.strip.step[n] * floats_at<uint8_t>(s.block + kvik::K4_FACTORS + s.column + n * REG_LANES);
+        const char* at = s.block + kvik::K4_FACTORS + s.column + n * REG_LANES;
+        return s.strip.step[n] * __builtin_convertvector(integers_of_unsigned(at), reg);
     }
     template <int PART>
     static KVIK_INLINE reg offset(const Source<K4>& s, int n) {
-        return s.strip.min_step[n] * floats_at<uint8_t>(s.block + kvik::K4_MIN_FACTORS + s.column + n * REG_LANES);
+        const char* at = s.block + kvik::K4_MIN_FACTORS + s.column + n * REG_LANES;
+        return s.strip.min_step[n] * __builtin_convertvector(integers_of_unsigned(at), reg);
     }
     static KVIK_INLINE u8reg lifted(const Source<K4>&, ireg v, int) { return (u8reg)v + 128; }
     static KVIK_INLINE ireg correct(ireg acc, const Strip&, int, int32_t) { return acc; }
@@ -223,7 +215,8 @@ struct K6 : Grouped {
     }
     template <int PART>
     static KVIK_INLINE reg scale(const Source<K6>& s, int n) {
-        return s.strip.step[n] * floats_at<int8_t>(s.block + kvik::K6_FACTORS + PART * PANEL + s.column + n * REG_LANES);
+        const char* at = s.block + kvik::K6_FACTORS + PART * PANEL + s.column + n * REG_LANES;
+        return s.strip.step[n] * __builtin_convertvector(integers_of_signed(at), reg);
     }
     static KVIK_INLINE u8reg lifted(const Source<K6>&, ireg v, int) {
         return (u8reg)v + static_cast<uint8_t>(kvik::BYTE_OFFSET - kvik::K6_ZERO);

@@ -15,11 +15,34 @@ constexpr int64_t BYTE_BLOCK_BYTES = kvik::KBLOCK * kvik::PANEL, BF16_BLOCK_BYTE
 
 typedef uint8_t u8reg __attribute__((vector_size(REGISTER_BYTES)));
 
+// As many bytes as a register has lanes, as integers. Spelled out, since GCC converts such short vectors byte by byte.
+KVIK_INLINE ireg integers_of_unsigned(const char* p) {
+#if defined(__AVX512F__)
+    return (ireg)_mm512_cvtepu8_epi32(load_as<__m128i>(p));
+#elif defined(__AVX2__)
+    return (ireg)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__SSE2__)
+    const __m128i none = _mm_setzero_si128(), bytes = _mm_cvtsi32_si128(load_as<int32_t>(p));
+    return (ireg)_mm_unpacklo_epi16(_mm_unpacklo_epi8(bytes, none), none);
+#else
+    typedef uint8_t few __attribute__((vector_size(REG_LANES)));
+    return __builtin_convertvector(load_as<few>(p), ireg);
+#endif
+}
+KVIK_INLINE ireg integers_of_signed(const char* p) {
+#if defined(__AVX512F__)
+    return (ireg)_mm512_cvtepi8_epi32(load_as<__m128i>(p));
+#elif defined(__AVX2__)
+    return (ireg)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+    const ireg bytes = integers_of_unsigned(p);
+    return (bytes ^ 128) - 128;
+#endif
+}
+
 // Of the bytes at `lifts` those of the columns from `column` on, each in all four bytes of its lane.
 KVIK_INLINE u8reg lifts_of(const char* lifts, int column) {
-    typedef uint8_t few __attribute__((vector_size(REGISTER_BYTES / 4)));
-    const ureg lift = __builtin_convertvector(load_as<few>(lifts + column), ureg);
-    const ureg pair = lift | lift << 8;
+    const ureg lift = (ureg)integers_of_unsigned(lifts + column), pair = lift | lift << 8;
     return (u8reg)(pair | pair << 16);
 }
 

@@ -66,8 +66,8 @@ def quantized_toy(spec: DecoderSpec, makes: Make | Mapping[str, Make], seed: int
 
 
 def _scales(rng: np.random.Generator, shape: tuple[int, int], inputs: int, spread: float) -> Float32:
-    """f16 numbers such that levels of this spread make weights of the size that `random_checkpoint` draws; some negative,
-    neighbours very different.
+    """f16 numbers such that levels of this spread make weights of the size that `random_checkpoint` draws; some are
+    negative, neighbours very different.
     """
     size = 1.2 / math.sqrt(inputs) / spread
     drawn = rng.uniform(0.3, 1.7, shape) * rng.choice([1, 1, -1], shape) * size

@@ -1,8 +1,9 @@
 """Weights that are quantized in the checkpoint: every runner against the reference, in every form there is.
 
-The reference computes with the values of the record in float32. The bound of a fast runner comes from its own difference
-in bf16 on the same values, and has to leave room for activations of 8 bits. Far closer is what one runner makes of a
-record and of its values in the most general form; and what has the same meaning in two records must give the same bytes.
+The reference computes with the values of the record in float32. The bound of a fast runner comes from its own
+difference in bf16 on the same values, and has to leave room for activations of 8 bits. Far closer is what one runner
+makes of a record and of its values in the most general form; and what has the same meaning in two records must give the
+same bytes.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ FORMS: dict[str, Make] = {
     "bytes in groups of 32": grouped(8, 32),
     "bytes in groups of 128": grouped(8, 128, zeros=(100, 128)),
     "bytes in groups of 16": grouped(6, 16),
+    "bytes with zeros in groups of 64": grouped(6, 64, zeros=(20, 40)),
     "bytes in groups of 48": grouped(5, 48),
     "bytes with offsets in groups of 64": grouped(8, 64, zeros=(0, 256)),
     "bytes with minima in groups of 32": grouped(5, 32, mins=True),
@@ -58,7 +60,9 @@ Q4_K_M: dict[str, Make] = {
 }
 MIXED: dict[str, Mapping[str, Make]] = {
     "Q4_K_M": Q4_K_M,
-    "GPTQ beside a bf16 head": dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), FORMS["int4 in groups of 128"]),
+    "GPTQ beside a bf16 head": dict.fromkeys(
+        ("q", "k", "v", "o", "gate", "up", "down"), FORMS["int4 in groups of 128"]
+    ),
     "each its own": {
         "q": FORMS["int4 in groups of 64"],
         "k": FORMS["bytes in groups of 16"],
@@ -81,7 +85,7 @@ def native_kind(request: pytest.FixtureRequest) -> str:
 
 
 def logits_of(kind: str, checkpoint: Checkpoint, weights: str = "f32") -> Float32:
-    runner = make_runner(kind, weights)
+    runner = make_runner(kind, weights, threads=1)
     logits = teacher_forced_logits(runner, checkpoint, token_ids(checkpoint.spec, sum(CHUNKS)), CHUNKS)
     runner.close()
     return logits
@@ -118,8 +122,8 @@ def test_logits_are_those_of_the_reference(form: str, spec: str, native_kind: st
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_agrees_with_the_general_one(form: str, spec: str, native_kind: str) -> None:
-    """Bytes with offsets in groups of 16, in the head alone: all before it is the same to the byte, and a scale or factor
-    in the wrong place would differ.
+    """Bytes with offsets in groups of 16, in the head alone: all before it is the same to the byte, and a scale or
+    factor in the wrong place would differ.
     """
     own = quantized_toy(SPECS[spec], {"head": FORMS[form]})
     general = with_records(own, {"head": in_the_general_form(own.records["head"])})
@@ -127,14 +131,13 @@ def test_every_form_agrees_with_the_general_one(form: str, spec: str, native_kin
     assert max_difference(logits_of(native_kind, general), logits) <= OF_GENERAL * float(np.abs(logits).max())
 
 
-@pytest.mark.parametrize("weights", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("form", MIXED)
 def test_forms_may_differ_from_tensor_to_tensor(form: str, spec: str, weights: str, native_kind: str) -> None:
     """And those that are not quantized are held as the option says."""
     difference = max_difference(logits_of(native_kind, toy_of(spec, form), weights), expected(spec, form, weights))
-    rounded_too = 0 if weights == "f32" else BF16_RATIO * in_bf16(native_kind, spec, form)
-    assert difference <= allowed(native_kind, spec, form) + rounded_too
+    assert difference <= allowed(native_kind, spec, form) + BF16_RATIO * in_bf16(native_kind, spec, form)
 
 
 @pytest.mark.parametrize("form", [*FORMS, *MIXED])
@@ -160,27 +163,26 @@ def with_records(toy: QuantizedToy, changed: dict[str, QuantizedTensor]) -> Quan
         ("bytes in groups of 48", 16),
     ],
 )
-@pytest.mark.parametrize("spec", SPECS)
-def test_repeating_a_scale_changes_nothing(form: str, smaller: int, spec: str, native_kind: str) -> None:
-    toy = toy_of(spec, form)
+def test_repeating_a_scale_changes_nothing(form: str, smaller: int, native_kind: str) -> None:
+    toy = toy_of("tails", form)
     repeated = {name: in_groups_of(record, smaller) for name, record in toy.records.items()}
     assert (logits_of(native_kind, with_records(toy, repeated)) == logits_of(native_kind, toy)).all()
 
 
-@pytest.mark.parametrize("form", ["int4 in groups of 64", "bytes with minima in groups of 16", "Q4_K", "three orders"])
+@pytest.mark.parametrize("form", ["int4 in groups of 64", "Q4_K", "three orders"])
 def test_gate_and_up_give_the_same_bytes_apart(form: str, native_kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = toy_of("even", form)
     gates = {name: toy.records[name.replace(".up", ".gate")] for name in toy.records if name.endswith(".up")}
-    same_order = with_records(
-        toy, {name: replace(toy.records[name], order=gate.order) for name, gate in gates.items()}
-    )
+    same_order = with_records(toy, {name: replace(toy.records[name], order=gate.order) for name, gate in gates.items()})
     joined = logits_of(native_kind, same_order)
     monkeypatch.setattr(native_runner, "are_alike", lambda *weights: len(weights) < 2)
     assert (logits_of(native_kind, same_order) == joined).all()
 
 
-@pytest.mark.parametrize("form", ["int4 in groups of 128", "bytes with minima in groups of 16", "Q4_K", *MIXED])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(
+    ("spec", "form"),
+    [("even", "Q4_K_M"), ("even", "int4 in groups of 128"), ("tails", "each its own"), ("tails", "three orders")],
+)
 def test_rows_of_a_mixed_batch_are_rows_alone(form: str, spec: str, native_kind: str) -> None:
     toy = toy_of(spec, form)
     prompts = [token_ids(toy.spec, length, seed) for seed, length in enumerate((60, 17, 3, 45))]
