@@ -269,7 +269,8 @@ KVIK_INLINE void add_part(reg (&sums)[R][F::N], const ActBlock* rows, const Sour
     }
 }
 
-// R rows times COLUMNS columns of a panel. `stride`: ActBlocks from one K-block to the next; `group`: K-blocks to a strip.
+// R rows times COLUMNS columns of a panel. `stride`: ActBlocks from one K-block to the next; `group`: K-blocks to a
+// strip.
 template <class F, int R, class Fetch>
 KVIK_INLINE void grouped_rows(const ActBlock* a, int64_t stride, const char* at, int64_t kblocks, int64_t group,
                               Fetch ahead, float* out, int64_t out_stride, int column) {

@@ -60,10 +60,10 @@ struct NormArgs {
 };
 
 struct ConvertArgs {
-    const float* x;  // [rows, columns]
-    int64_t columns;  // a multiple of 32
+    const float* x;        // [rows, columns]
+    int64_t columns;       // a multiple of 32
     const int32_t* order;  // [columns] or null: which value comes where, -1 for zero
-    void* out;  // activations, as in LinearArgs
+    void* out;             // activations, as in LinearArgs
     int64_t out_stride;
     ActForm form;
 };

@@ -223,8 +223,9 @@ static void linear_quantized(const LinearArgs& args, int64_t panel_begin, int64_
 typedef void LinearOf(const LinearArgs&, int64_t, int64_t, int64_t, int64_t);
 
 static LinearOf* linear_of_bytes(const kvik::Matrix& weights) {
-    if (weights.parts == 1) return weights.has_offsets ? linear_quantized<Bytes<1, true>> : linear_quantized<Bytes<1, false>>;
-    return weights.has_offsets ? linear_quantized<Bytes<2, true>> : linear_quantized<Bytes<2, false>>;
+    const bool offsets = weights.has_offsets;
+    if (weights.parts == 1) return offsets ? linear_quantized<Bytes<1, true>> : linear_quantized<Bytes<1, false>>;
+    return offsets ? linear_quantized<Bytes<2, true>> : linear_quantized<Bytes<2, false>>;
 }
 
 static LinearOf* linear_for(const kvik::Matrix& weights) {

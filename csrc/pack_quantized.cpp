@@ -28,8 +28,10 @@ void put_levels(int32_t form, char* block, int64_t c, const uint8_t* levels) {
     uint8_t nibbles[KBLOCK];
     for (int64_t k = 0; k < KBLOCK; k++) nibbles[k] = levels[k] & 15;
     put_nibbles(block, c, nibbles);
-    for (int64_t k = 0; form == KVIK_K6 && k < KBLOCK; k++)
-        block[k6_upper_byte(c, k)] = static_cast<char>(block[k6_upper_byte(c, k)] | (levels[k] >> 4 << k6_upper_shift(k)));
+    for (int64_t k = 0; form == KVIK_K6 && k < KBLOCK; k++) {
+        char& upper = block[k6_upper_byte(c, k)];
+        upper = static_cast<char>(upper | (levels[k] >> 4 << k6_upper_shift(k)));
+    }
 }
 
 // What one column has beside its levels: in the K-block's own factors, and in the strip that follows the group.

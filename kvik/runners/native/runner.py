@@ -174,10 +174,10 @@ def are_alike(*weights: Weight) -> bool:
 def _can_join(one: Weight, other: Weight) -> bool:
     if not isinstance(one, QuantizedTensor) or not isinstance(other, QuantizedTensor):
         return isinstance(one, QuantizedTensor) == isinstance(other, QuantizedTensor)
-    orders = [each.order for each in (one, other) if each.order is not None]
-    if len(orders) == 1 or (orders and not np.array_equal(*orders)):
-        return False
-    return replace(place(one), has_units=False) == replace(place(other), has_units=False)
+    same_form = replace(place(one), has_units=False) == replace(place(other), has_units=False)
+    if one.order is None or other.order is None:
+        return same_form and one.order is other.order
+    return same_form and np.array_equal(one.order, other.order)
 
 
 def with_memory(function: Any, *arguments: Any) -> Any:
