@@ -67,13 +67,17 @@ struct Steps {
 };
 
 // The whole steps of a block, and where wanted what is left in 256ths of one. Returns the sum of all in steps (or in
-// 256ths), from which the bias follows; it is NaN if any value was.
+// 256ths), from which the bias follows; it is NaN if any value was. HALVES: also the bias of the first half.
+template <bool HALVES>
 KVIK_INLINE float store_steps(const Steps& steps, bool low, ActBlock& out) {
     const Whole16 left = nearest_whole(steps.left), right = nearest_whole(steps.right);
     store_bytes(out.high, left.integer);
     store_bytes(out.high + LANES, right.integer);
     out.has_low = low;
-    if (!low) return sum(left.value + right.value);
+    if (!low) {
+        if constexpr (HALVES) out.bias_of_half = bias_of(sum(left.value));
+        return sum(left.value + right.value);
+    }
     const f32x16 most = splat(127.0f);
     f32x16 rest_left = (steps.left - left.value) * 256.0f, rest_right = (steps.right - right.value) * 256.0f;
     rest_left = select_less(most, rest_left, most, rest_left);
@@ -81,13 +85,14 @@ KVIK_INLINE float store_steps(const Steps& steps, bool low, ActBlock& out) {
     const Whole16 low_left = nearest_whole(rest_left), low_right = nearest_whole(rest_right);
     store_bytes(out.low, low_left.integer);
     store_bytes(out.low + LANES, low_right.integer);
+    if constexpr (HALVES) out.bias_of_half = bias_of(sum(fma(left.value, splat(256.0f), low_left.value)));
     return sum(fma(left.value + right.value, splat(256.0f), low_left.value + low_right.value));
 }
 
 // With low bits always.
 KVIK_INLINE void quantize_exactly(f32x16 left, f32x16 right, ActBlock& out) {
     const Steps steps(left, right);
-    const float total = store_steps(steps, true, out);
+    const float total = store_steps<false>(steps, true, out);
     out.bias = bias_of(total);
     // NaN compares as nothing: say so in the scale, or a broken row would look sound.
     out.scale = steps.step + total * 0.0f;
@@ -97,7 +102,7 @@ KVIK_INLINE void quantize_exactly(f32x16 left, f32x16 right, ActBlock& out) {
 KVIK_INLINE void quantize_block(f32x16 left, f32x16 right, ActBlock& out) {
     const Steps steps(left, right);
     const float size = sum(absolute(left) + absolute(right));
-    const float total = store_steps(steps, steps.step * (127.0f * 32.0f) > STANDS_OUT * size, out);
+    const float total = store_steps<true>(steps, steps.step * (127.0f * 32.0f) > STANDS_OUT * size, out);
     out.bias = bias_of(total);
     out.scale = steps.step + size * 0.0f;
 }
@@ -113,12 +118,21 @@ KVIK_INLINE void store_act32(void* base, int64_t row, int64_t stride, int64_t c,
     }
 }
 
-static void quantize(const kvik::QuantizeArgs& args, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++)
-        for (int64_t c = 0; c < args.stride; c += kvik::KBLOCK) {
-            const float* x = args.x + i * args.stride + c;
-            store_act32(args.out, i, args.stride / kvik::KBLOCK, c, load(x), load(x + LANES), kvik::ACT_INT8);
+// Rows of floats in the form, and the order, that a matrix takes them in.
+static void convert(const kvik::ConvertArgs& args, int64_t begin, int64_t end) {
+    alignas(64) float ordered[kvik::KBLOCK];
+    for (int64_t i = begin; i < end; i++) {
+        const float* row = args.x + i * args.columns;
+        for (int64_t c = 0; c < args.columns; c += kvik::KBLOCK) {
+            const float* x = row + c;
+            if (args.order) {
+                for (int64_t k = 0; k < kvik::KBLOCK; k++)
+                    ordered[k] = args.order[c + k] < 0 ? 0.0f : row[args.order[c + k]];
+                x = ordered;
+            }
+            store_act32(args.out, i, args.out_stride, c, load(x), load(x + LANES), args.form);
         }
+    }
 }
 
 }  // namespace KVIK_ISA

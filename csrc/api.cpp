@@ -75,6 +75,11 @@ int32_t kvik_load(KvikModel* model, int32_t role, int32_t layer, const void* dat
     return guarded(error, error_size, [&] { model->model.load(role, layer, data, form, rows, columns); });
 }
 
+int32_t kvik_load_quantized(KvikModel* model, int32_t role, int32_t layer, const KvikQuantized* weight, char* error,
+                            int32_t error_size) {
+    return guarded(error, error_size, [&] { model->model.load_quantized(role, layer, *weight); });
+}
+
 int32_t kvik_allocate(KvikModel* model, int32_t num_blocks, int32_t block_size, char* error, int32_t error_size) {
     return guarded(error, error_size, [&] { model->model.allocate(num_blocks, block_size); });
 }

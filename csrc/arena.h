@@ -7,6 +7,8 @@
 #include <sys/mman.h>
 
 #include <cstdint>
+#include <memory>
+#include <vector>
 
 #include "layout.h"
 
@@ -54,6 +56,41 @@ private:
     void* base_ = nullptr;
     void* data_ = nullptr;
     int64_t span_ = 0, bytes_ = 0;
+};
+
+// Pieces of memory taken one after another and kept to the end: of one arena as large as is expected, and of more where
+// that was too little.
+class Shelf {
+public:
+    bool reserve(int64_t bytes) { return add(bytes); }
+
+    // Zeroed and aligned as an arena is; null if there is no memory.
+    template <class T>
+    T* take(int64_t count) {
+        const int64_t bytes = round_up(count * static_cast<int64_t>(sizeof(T)), 64);
+        if ((arenas_.empty() || taken_ + bytes > arenas_.back()->size()) && !add(bytes > MORE ? bytes : MORE))
+            return nullptr;
+        char* at = arenas_.back()->data() + taken_;
+        taken_ += bytes;
+        size_ += bytes;
+        return reinterpret_cast<T*>(at);
+    }
+    // Of all that was taken.
+    int64_t size() const { return size_; }
+
+private:
+    static constexpr int64_t MORE = 32 * HUGE_PAGE;
+
+    bool add(int64_t bytes) {
+        auto arena = std::make_unique<Arena>();
+        if (!arena->reserve(bytes)) return false;
+        arenas_.push_back(std::move(arena));
+        taken_ = 0;
+        return true;
+    }
+
+    std::vector<std::unique_ptr<Arena>> arenas_;
+    int64_t taken_ = 0, size_ = 0;
 };
 
 }  // namespace kvik

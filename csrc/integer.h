@@ -52,14 +52,13 @@ KVIK_INLINE ireg dot4(ireg acc, ireg weights, ireg act) {
 KVIK_INLINE ireg four_of(const int8_t* act, int quad) { return ireg{} + load_as<int32_t>(act + quad * 4); }
 
 // ---- How the K-blocks of a panel are read and multiplied. `for_quads` calls body(quad, weights) for every four inputs
-// of a block; `dot` adds their products up; `sum` makes what it adds up 32-bit integers; `correction` takes away what
-// the stored numbers have too much; `scale` is that of each column where a block has its own.
+// of a block; `dot` adds their products up; `sum` makes what it adds up 32-bit integers.
 
 // Whole activations against bytes.
 struct Whole {
     typedef ActBlock act;
     static constexpr int64_t BLOCK_BYTES = KBLOCK * PANEL, STEPS = KBLOCK / 4, PER = KBLOCK;
-    static constexpr bool ALL_LOW = false, SCALED = false;
+    static constexpr bool ALL_LOW = false;
     // Columns and rows of sums that fit the registers; ROWS divides ACT_ROWS.
 #if defined(__AVX512F__)
     static constexpr int COLUMNS = 32, ROWS = 8;
@@ -70,10 +69,10 @@ struct Whole {
 #else
     static constexpr int COLUMNS = 16, ROWS = 2;
 #endif
+    static constexpr int N = COLUMNS / REG_LANES;
 
-    template <int N, class Fetch, class Body>
-    static KVIK_INLINE void for_quads(const char* block, int column, Fetch ahead, Body body) {
-        const char* at = block + column * 4;
+    template <int PART, class Fetch, class Body>
+    static KVIK_INLINE void for_quads(const char* at, Fetch ahead, Body body) {
 #pragma GCC unroll 1
         for (int quad = 0; quad < STEPS; quad++, at += PANEL * 4) {
             ahead.pair(quad);
@@ -85,8 +84,6 @@ struct Whole {
     }
     static KVIK_INLINE ireg dot(ireg acc, ireg weights, ireg act) { return dot4(acc, weights, act); }
     static KVIK_INLINE ireg sum(ireg acc) { return acc; }
-    static KVIK_INLINE ireg correction(const char*, int, int32_t bias) { return ireg{} + bias; }
-    static KVIK_INLINE reg scale(const char*, int) { return reg{} + 1.0f; }
 };
 
 // The same where every block of activations has low bits, and both products are made side by side.
@@ -95,64 +92,12 @@ struct WholeAndLow : Whole {
     static constexpr int ROWS = Whole::ROWS / 2;
 };
 
-// Whole activations against nibbles.
-struct Nibbles : Whole {
-    static constexpr int64_t BLOCK_BYTES = kvik::INT4_LIFTS + PANEL;
-    static constexpr bool SCALED = true;
-
-    template <int N, class Fetch, class Body>
-    static KVIK_INLINE void for_quads(const char* block, int column, Fetch ahead, Body body) {
-        const char* at = block + column * 4;
-        u8reg lift[N] = {};
-#if !defined(KVIK_WORDS)
-#pragma GCC unroll 8
-        for (int n = 0; n < N; n++) lift[n] = lifts_of(block, column + n * REG_LANES);
-#endif
-#pragma GCC unroll 1
-        for (int quad = 0; quad < STEPS / 2; quad++, at += PANEL * 4) {
-            ahead.pair(2 * quad);
-            ahead.pair(2 * quad + 1);
-            ireg low[N], high[N];
-#pragma GCC unroll 8
-            for (int n = 0; n < N; n++) {
-                const ureg both = load_as<ureg>(at + n * REGISTER_BYTES);
-                low[n] = (ireg)((u8reg)(both & 0x0f0f0f0fu) + lift[n]);
-                high[n] = (ireg)((u8reg)(both >> 4 & 0x0f0f0f0fu) + lift[n]);
-            }
-            body(quad, low);
-            body(quad + STEPS / 2, high);
-        }
-    }
-    static KVIK_INLINE reg scale(const char* block, int column) { return scales_of_int4(block, column); }
-
-#if defined(KVIK_WORDS)
-    // Products of nibbles are small enough for words: a pair is at most 15 * 128 * 2, and eight of those fit.
-    static KVIK_INLINE ireg dot(ireg acc, ireg weights, ireg act) {
-#if defined(__AVX512BW__)
-        return (ireg)((words)acc + (words)_mm512_maddubs_epi16((__m512i)weights, (__m512i)act));
-#elif defined(__AVX2__)
-        return (ireg)((words)acc + (words)_mm256_maddubs_epi16((__m256i)weights, (__m256i)act));
-#else
-        const words w = (words)weights, a = (words)act;
-        return (ireg)((words)acc + (w & 255) * ((a << 8) >> 8) + (words)((u16reg)w >> 8) * (a >> 8));
-#endif
-    }
-    static KVIK_INLINE ireg sum(ireg acc) { return dot2(ireg{}, (words)acc, words{} + 1); }
-    // A nibble is zero points too large: zero times the sum of the row, which the bias has times -128.
-    static KVIK_INLINE ireg correction(const char* block, int column, int32_t bias) {
-        typedef uint8_t few __attribute__((vector_size(REGISTER_BYTES / 4)));
-        const few lifts = load_as<few>(block + kvik::INT4_LIFTS + column);
-        return (kvik::BYTE_OFFSET - __builtin_convertvector(lifts, ireg)) * (bias / kvik::BYTE_OFFSET);
-    }
-#endif
-};
-
-// R rows (side by side) times one K-block, uncorrected. LOW: their low bits.
-template <class F, bool LOW, int R, int N, class Fetch>
-KVIK_INLINE void multiply_block(ireg (&acc)[R][N], const ActBlock* a, const char* block, int column, Fetch ahead) {
+// R rows (side by side) times one part of a K-block, uncorrected. LOW: their low bits. `source`: as F::for_quads takes it.
+template <class F, bool LOW, int PART, int R, int N, class Source, class Fetch>
+KVIK_INLINE void multiply_block(ireg (&acc)[R][N], const ActBlock* a, const Source& source, Fetch ahead) {
     constexpr int TERMS = F::ALL_LOW ? 2 : 1;
     ireg part[TERMS][R][N] = {};
-    F::template for_quads<N>(block, column, ahead, [&](int quad, const ireg(&w)[N]) {
+    F::template for_quads<PART>(source, ahead, [&](int quad, const ireg(&w)[N]) {
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
 #pragma GCC unroll 2
@@ -176,7 +121,7 @@ KVIK_INLINE void multiply_block(ireg (&acc)[R][N], const ActBlock* a, const char
 template <class F, Mode MODE, int R, class Blocks, class Fetch>
 KVIK_INLINE void whole_rows(const ActBlock* a, int64_t stride, const Blocks& blocks, int64_t kblocks, Fetch ahead,
                             float* out, int64_t out_stride, int column) {
-    constexpr int N = F::COLUMNS / REG_LANES;
+    constexpr int N = F::N;
     reg sums[R][N] = {};
     if constexpr (MODE == CONTINUE) {
 #pragma GCC unroll 16
@@ -185,29 +130,24 @@ KVIK_INLINE void whole_rows(const ActBlock* a, int64_t stride, const Blocks& blo
             for (int n = 0; n < N; n++) sums[r][n] = load_as<reg>(out + r * out_stride + column + n * REG_LANES);
     }
     for (int64_t k = 0; k < kblocks; k++) {
-        const char* block = blocks(k);
+        const char* block = blocks(k) + column * 4;
         ireg acc[R][N];
         const ActBlock* rows = a + k * stride;
-        multiply_block<F, false>(acc, rows, block, column, ahead.after(k));
-        reg own[N];
-#pragma GCC unroll 8
-        for (int n = 0; n < N && F::SCALED; n++) own[n] = F::scale(block, column + n * REG_LANES);
+        multiply_block<F, false, 0>(acc, rows, block, ahead.after(k));
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
             const ActBlock& row = rows[r];
             float scale = F::ALL_LOW ? row.scale * (1.0f / 256) : row.scale;
             if (!F::ALL_LOW && __builtin_expect(row.has_low, 0)) {
                 ireg low[1][N];
-                multiply_block<F, true>(low, &row, block, column, NothingAhead{});
+                multiply_block<F, true, 0>(low, &row, block, NothingAhead{});
                 for (int n = 0; n < N; n++) acc[r][n] = (acc[r][n] << 8) + low[0][n];
                 scale *= 1.0f / 256;
             }
 #pragma GCC unroll 8
             for (int n = 0; n < N; n++) {
-                const ireg exact = acc[r][n] + F::correction(block, column + n * REG_LANES, row.bias);
-                reg factor = reg{} + scale;
-                if constexpr (F::SCALED) factor *= own[n];
-                sums[r][n] = reg_fma(__builtin_convertvector(exact, reg), factor, sums[r][n]);
+                const ireg exact = acc[r][n] + row.bias;
+                sums[r][n] = reg_fma(__builtin_convertvector(exact, reg), reg{} + scale, sums[r][n]);
             }
         }
     }

@@ -145,9 +145,10 @@ static double peak(int32_t form, double seconds) {
 }
 
 static const kvik::Kernels TABLE = {
-    KVIK_ISA_NAME, ACT_OF_BF16,    ACT_OF_INTEGERS, begin,   end,     embed,     rms_norm,
-    quantize,      linear,         rope_store,      attend_scratch,   attend,    combine,
-    sampler_scratch_bytes, draw_one, score_one, pack_integers, peak,
+    KVIK_ISA_NAME, ACT_OF_BF16, ACT_OF_INTEGERS, begin,   end,
+    embed,         rms_norm,    convert,         silu_mul, linear,
+    rope_store,    attend_scratch, attend,       combine, sampler_scratch_bytes,
+    draw_one,      score_one,   pack_integers,   peak,
 };
 
 const kvik::Kernels* table() { return &TABLE; }

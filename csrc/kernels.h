@@ -61,15 +61,25 @@ struct NormArgs {
     ActForm form;
 };
 
-struct QuantizeArgs {
-    const float* x;  // [rows, stride]
-    int64_t stride;  // a multiple of 32, as are the columns: all of a row are quantized
-    ActBlock* out;
+struct ConvertArgs {
+    const float* x;        // [rows, columns]
+    int64_t columns;       // a multiple of 32
+    const int32_t* order;  // [columns] or null: which value comes where, -1 for zero
+    void* out;             // activations, as in LinearArgs
+    int64_t out_stride;
+    ActForm form;
+};
+
+struct SiluArgs {
+    const float* x;  // [rows, 2 * columns]: gate, up
+    int64_t columns;
+    void* out;  // [rows, columns] activations
+    ActForm form;
 };
 
 struct EmbedArgs {
     const int32_t* token_ids;
-    Matrix table;  // the head, if tied
+    Matrix table;
     int64_t columns;
     float* x;  // [tokens, stride]
     int64_t stride;
@@ -134,8 +144,8 @@ struct PackArgs {
     Matrix matrix;
     int64_t panel;
     const float* const* rows;  // [32] of `columns` inputs; null for a column of padding
-    int64_t columns, group;    // group: inputs that share an int4 scale, a multiple of 32
-    bool symmetric;
+    int64_t columns;
+    bool symmetric;  // of int4
     float* scratch;  // [kblocks * 32]
 };
 
@@ -147,7 +157,8 @@ struct Kernels {
     void (*end)();
     void (*embed)(const EmbedArgs&, int64_t begin, int64_t end);
     void (*rms_norm)(const NormArgs&, int64_t begin, int64_t end);
-    void (*quantize)(const QuantizeArgs&, int64_t begin, int64_t end);
+    void (*convert)(const ConvertArgs&, int64_t begin, int64_t end);
+    void (*silu_mul)(const SiluArgs&, int64_t begin, int64_t end);
     void (*linear)(const LinearArgs&, int64_t panel_begin, int64_t panel_end, int64_t row_begin, int64_t row_end);
     // Item i is run i / kv_heads, KV head i % kv_heads.
     void (*rope_store)(const RopeStoreArgs&, int64_t begin, int64_t end);

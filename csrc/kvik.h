@@ -11,10 +11,20 @@
 extern "C" {
 #endif
 
-#define KVIK_ABI 4
+#define KVIK_ABI 5
 #define KVIK_API __attribute__((visibility("default")))
 
-enum KvikForm { KVIK_BF16 = 0, KVIK_F32 = 1, KVIK_F16 = 2, KVIK_INT8 = 3, KVIK_INT4 = 4 };
+/* The last three are forms of weights that are quantized already (KvikQuantized). */
+enum KvikForm {
+    KVIK_BF16 = 0,
+    KVIK_F32 = 1,
+    KVIK_F16 = 2,
+    KVIK_INT8 = 3,
+    KVIK_INT4 = 4,
+    KVIK_BYTES = 5,
+    KVIK_K4 = 6,
+    KVIK_K6 = 7,
+};
 
 /* Roles of weights; the order is shared with kvik/runners/native/library.py. */
 enum KvikRole {
@@ -36,13 +46,39 @@ enum KvikRole {
     KVIK_GATE,
     KVIK_UP,
     KVIK_DOWN,
+    /* In the place of KVIK_GATE and KVIK_UP where the two have different forms, groups or orders. */
+    KVIK_GATE_ALONE,
+    KVIK_UP_ALONE,
 };
+
+/* A matrix of whole numbers [rows, columns], with groups = ceil(columns / group) and steps = columns / 256:
+ *
+ *   form   levels      scales                  zeros                         weight
+ *   INT8   0 .. 255    float [rows]            -                             (level - 128) * scale
+ *   INT4   0 .. 15     f16 [rows, groups]      uint8 [rows, groups]          (level + zero - 128) * scale * unit
+ *   BYTES  0 .. 255    float [rows, groups]    float [rows, groups] or NULL  (level - 128) * scale + zero
+ *   K4     0 .. 15     f16 [rows, steps]       f16 [rows, steps]             level * scale * factor - zero * min factor
+ *   K6     0 .. 63     f16 [rows, steps]       -                             (level - 32) * scale * factor
+ *
+ * group: a multiple of 32 of INT4 and BYTES, or the columns, or 16 of BYTES. Of K4 and K6 it is not read, and columns is a
+ * multiple of 256. */
+typedef struct {
+    int32_t form, group;
+    int64_t rows, columns;
+    const uint8_t* levels;
+    const void* scales;
+    const void* zeros;
+    const float* units;         /* [rows] or NULL, of INT4 */
+    const uint8_t* factors;     /* K4: [rows, columns / 32]; K6: signed, [rows, columns / 16] */
+    const uint8_t* min_factors; /* K4: [rows, columns / 32] */
+    const int32_t* order;       /* [columns]: the input that each column takes, or NULL */
+} KvikQuantized;
 
 typedef struct {
     int32_t vocab_size, hidden_size, intermediate_size;
     int32_t num_layers, num_heads, num_kv_heads, head_dim;
     int32_t qkv_bias, o_bias, qk_norm, tied_head;
-    int32_t weight_form; /* KVIK_BF16, KVIK_F32, KVIK_INT8 or KVIK_INT4 */
+    int32_t weight_form; /* of weights that come as floats: KVIK_BF16, KVIK_F32, KVIK_INT8 or KVIK_INT4 */
     int32_t kv_form;     /* KVIK_BF16, KVIK_F32 or KVIK_INT8 */
     int32_t naive_attention;
     int32_t threads;
@@ -125,6 +161,9 @@ KVIK_API void kvik_free(KvikModel* model);
 /* Take one weight in: row-major [rows, columns] of `form`; a vector has one row. */
 KVIK_API int32_t kvik_load(KvikModel* model, int32_t role, int32_t layer, const void* data, int32_t form, int64_t rows,
                            int64_t columns, char* error, int32_t error_size);
+/* Take one matrix in that is quantized already. */
+KVIK_API int32_t kvik_load_quantized(KvikModel* model, int32_t role, int32_t layer, const KvikQuantized* weight,
+                                     char* error, int32_t error_size);
 KVIK_API int32_t kvik_allocate(KvikModel* model, int32_t num_blocks, int32_t block_size, char* error,
                                int32_t error_size);
 KVIK_API int32_t kvik_step(KvikModel* model, const KvikPlan* plan, KvikResult* result, char* error,

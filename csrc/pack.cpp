@@ -76,11 +76,32 @@ void convert_row(const void* data, int32_t form, int64_t offset, int64_t count, 
     }
 }
 
-void Model::pack_rows(const Matrix& matrix, const void* data, int32_t form, int64_t rows, int64_t columns,
-                      int64_t first_column, bool interleaved) {
-    // Source row of a panel's column, or -1. Interleaved: 16 rows a panel, into the tile that first_column names.
-    const int64_t per_panel = interleaved ? TILE : PANEL;
-    const int64_t first_panel = first_column / PANEL, within = first_column % PANEL;
+template <class T>
+T* Model::taken(int64_t count) {
+    T* memory = weights.take<T>(count);
+    if (!memory) throw Error{"no memory for more than " + std::to_string(weights.size() >> 20) + " MiB of weights"};
+    return memory;
+}
+template float* Model::taken<float>(int64_t);
+template int32_t* Model::taken<int32_t>(int64_t);
+
+const Matrix& Model::prepared(const Place& place, Matrix like) {
+    Matrix& m = *place.matrix;
+    if (!m.data) {
+        like.data = taken<char>(like.bytes());
+        if (like.form == KVIK_INT8) like.scales = taken<float>(like.panels * PANEL);
+        return m = like;
+    }
+    const bool same = m.form == like.form && m.group == like.group && m.parts == like.parts &&
+                      m.has_offsets == like.has_offsets && m.order == like.order;
+    if (!same) throw Error{"gate and up of a layer have different forms; expected them apart"};
+    return m;
+}
+
+void Model::pack_rows(const Place& place, const void* data, int32_t form) {
+    const Matrix& matrix = *place.matrix;
+    const int64_t rows = place.rows, columns = place.columns;
+    const int64_t per_panel = place.interleaved ? TILE : PANEL;
     const bool whole = matrix.form == KVIK_INT8 || matrix.form == KVIK_INT4;
     const int32_t from = whole ? int32_t(KVIK_F32) : matrix.form;
     claims.reset(1);
@@ -98,53 +119,86 @@ void Model::pack_rows(const Matrix& matrix, const void* data, int32_t form, int6
                     convert_row(data, form, row * columns, columns, from, copy);
                     source = copy;
                 }
-                sources[within + c] = source;
+                sources[place.first + c] = source;
             }
             if (whole)
-                kernels->pack_integers({matrix, first_panel + panel, reinterpret_cast<const float* const*>(sources),
-                                        columns, spec.weight_group, spec.weight_symmetric != 0, scratch.data()});
+                kernels->pack_integers({matrix, panel, reinterpret_cast<const float* const*>(sources), columns,
+                                        spec.weight_symmetric != 0, scratch.data()});
             else
-                pack_panel(matrix, first_panel + panel, sources, columns);
+                pack_panel(matrix, panel, sources, columns);
         });
     });
 }
 
-void Model::load(int32_t role, int32_t index, const void* data, int32_t form, int64_t rows, int64_t columns) {
-    const bool per_layer = role >= KVIK_ATTN_NORM;
-    if (per_layer && (index < 0 || index >= spec.num_layers)) throw Error{"no layer " + std::to_string(index)};
+void Model::check_layer(int32_t role, int32_t layer) const {
+    if (role >= KVIK_ATTN_NORM && (layer < 0 || layer >= spec.num_layers))
+        throw Error{"no layer " + std::to_string(layer)};
+}
+
+// Of a role that is no matrix there is none.
+Model::Place Model::place_of(int32_t role, int32_t index) {
+    check_layer(role, index);
     Layer none{};
-    Layer& layer = per_layer ? layers[index] : none;
-    auto matrix = [&](const Matrix& to, int64_t want_rows, int64_t want_columns, int64_t first, bool interleaved) {
-        if (rows != want_rows || columns != want_columns || !to.data) throw Error{"a weight of the wrong shape"};
-        pack_rows(to, data, form, rows, columns, first, interleaved);
-    };
-    auto vector = [&](float* to, int64_t size) {
-        if (rows != 1 || columns != size || !to) throw Error{"a weight of the wrong shape"};
-        convert_row(data, form, 0, size, KVIK_F32, to);
-    };
-    const int64_t hidden_size = spec.hidden_size, inner_size = spec.intermediate_size;
+    Layer& layer = role >= KVIK_ATTN_NORM ? layers[index] : none;
+    const int64_t hidden = spec.hidden_size, inner = spec.intermediate_size, vocab = spec.vocab_size;
     switch (role) {
-        case KVIK_EMBED:
-            return matrix(embedding, spec.vocab_size, hidden_size, 0, false);
-        case KVIK_HEAD: return matrix(head, spec.vocab_size, hidden_size, 0, false);
-        case KVIK_FINAL_NORM: return vector(final_norm, hidden_size);
-        case KVIK_ATTN_NORM: return vector(layer.attn_norm, hidden_size);
-        case KVIK_MLP_NORM: return vector(layer.mlp_norm, hidden_size);
-        case KVIK_Q: return matrix(layer.qkv, q_columns(), hidden_size, 0, false);
-        case KVIK_K: return matrix(layer.qkv, kv_columns(), hidden_size, k_column(), false);
-        case KVIK_V: return matrix(layer.qkv, kv_columns(), hidden_size, v_column(), false);
-        case KVIK_O: return matrix(layer.o, hidden_size, q_columns(), 0, false);
-        case KVIK_Q_BIAS: return vector(layer.qkv_bias, q_columns());
-        case KVIK_K_BIAS: return vector(layer.qkv_bias ? layer.qkv_bias + k_column() : nullptr, kv_columns());
-        case KVIK_V_BIAS: return vector(layer.qkv_bias ? layer.qkv_bias + v_column() : nullptr, kv_columns());
-        case KVIK_O_BIAS: return vector(layer.o_bias, hidden_size);
-        case KVIK_Q_NORM: return vector(layer.q_norm, spec.head_dim);
-        case KVIK_K_NORM: return vector(layer.k_norm, spec.head_dim);
-        case KVIK_GATE: return matrix(layer.gate_up, inner_size, hidden_size, 0, true);
-        case KVIK_UP: return matrix(layer.gate_up, inner_size, hidden_size, TILE, true);
-        case KVIK_DOWN: return matrix(layer.down, hidden_size, inner_size, 0, false);
+        case KVIK_EMBED: return {&embedding, vocab, hidden, 0, false};
+        case KVIK_HEAD: return {spec.tied_head ? nullptr : &own_head, vocab, hidden, 0, false};
+        case KVIK_Q: return {&layer.q, q_columns(), hidden, 0, false};
+        case KVIK_K: return {&layer.k, kv_columns(), hidden, 0, false};
+        case KVIK_V: return {&layer.v, kv_columns(), hidden, 0, false};
+        case KVIK_O: return {&layer.o, hidden, q_columns(), 0, false};
+        case KVIK_GATE: return {&layer.gate_up, inner, hidden, 0, true};
+        case KVIK_UP: return {&layer.gate_up, inner, hidden, TILE, true};
+        case KVIK_GATE_ALONE: return {&layer.gate, inner, hidden, 0, false};
+        case KVIK_UP_ALONE: return {&layer.up, inner, hidden, 0, false};
+        case KVIK_DOWN: return {&layer.down, hidden, inner, 0, false};
+        default: return {nullptr, 0, 0, 0, false};
+    }
+}
+
+float* Model::vector_of(int32_t role, int32_t index, int64_t size) {
+    check_layer(role, index);
+    Layer none{};
+    const Layer& layer = role >= KVIK_ATTN_NORM ? layers[index] : none;
+    auto of_size = [&](float* vector, int64_t expected) { return size == expected ? vector : nullptr; };
+    float* biases = layer.qkv_bias;
+    switch (role) {
+        case KVIK_FINAL_NORM: return of_size(final_norm, spec.hidden_size);
+        case KVIK_ATTN_NORM: return of_size(layer.attn_norm, spec.hidden_size);
+        case KVIK_MLP_NORM: return of_size(layer.mlp_norm, spec.hidden_size);
+        case KVIK_Q_BIAS: return of_size(biases, q_columns());
+        case KVIK_K_BIAS: return of_size(biases ? biases + k_column() : nullptr, kv_columns());
+        case KVIK_V_BIAS: return of_size(biases ? biases + v_column() : nullptr, kv_columns());
+        case KVIK_O_BIAS: return of_size(layer.o_bias, spec.hidden_size);
+        case KVIK_Q_NORM: return of_size(layer.q_norm, spec.head_dim);
+        case KVIK_K_NORM: return of_size(layer.k_norm, spec.head_dim);
         default: throw Error{"no role " + std::to_string(role)};
     }
+}
+
+void Model::load(int32_t role, int32_t index, const void* data, int32_t form, int64_t rows, int64_t columns) {
+    const Place place = place_of(role, index);
+    if (!place.matrix) {
+        float* vector = rows == 1 ? vector_of(role, index, columns) : nullptr;
+        if (!vector) throw Error{"a weight of the wrong shape"};
+        convert_row(data, form, 0, columns, KVIK_F32, vector);
+        return;
+    }
+    if (rows != place.rows || columns != place.columns) throw Error{"a weight of the wrong shape"};
+    prepared(place, plain(place.interleaved ? 2 * inner() : rows, columns));
+    pack_rows(place, data, form);
+}
+
+void Model::check_complete() {
+    if (complete_) return;
+    bool all = embedding.data && head().data;
+    for (const Layer& w : layers) {
+        const bool mlp = w.down.data && (w.gate_up.data || (w.gate.data && w.up.data));
+        all = all && mlp && w.q.data && w.k.data && w.v.data && w.o.data;
+    }
+    if (!all) throw Error{"a step before every weight was loaded"};
+    complete_ = true;
 }
 
 }  // namespace kvik

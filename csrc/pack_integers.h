@@ -19,28 +19,22 @@ KVIK_INLINE void pack_int8_column(const PackArgs& args, int64_t c, int8_t* q) {
             static_cast<char>(q[k] + kvik::BYTE_OFFSET);
 }
 
-// The levels, scale and zero of the inputs of one K-block.
-KVIK_INLINE void put_int4(char* block, int64_t c, const uint8_t* q, uint16_t scale, uint8_t zero) {
-    auto* bytes = reinterpret_cast<uint8_t*>(block);
-    for (int64_t k = 0; k < kvik::KBLOCK / 2; k++)
-        bytes[kvik::int4_byte(c, k)] = static_cast<uint8_t>(q[k] | q[k + kvik::KBLOCK / 2] << 4);
-    reinterpret_cast<uint16_t*>(block + kvik::INT4_NIBBLES)[c] = scale;
-    bytes[kvik::INT4_LIFTS + c] = static_cast<uint8_t>(kvik::BYTE_OFFSET - zero);
-}
-
-// A group may span several K-blocks: each keeps the group's scale and zero.
+// The levels, scale and zero of one group, which may span several K-blocks.
 KVIK_INLINE void pack_int4_column(const PackArgs& args, int64_t c, float* row) {
     const kvik::Matrix& m = args.matrix;
-    const int64_t padded = m.kblocks * kvik::KBLOCK;
+    const int64_t padded = m.kblocks * kvik::KBLOCK, group = m.group * kvik::KBLOCK;
     std::memcpy(row, args.rows[c], args.columns * sizeof(float));
     std::memset(row + args.columns, 0, (padded - args.columns) * sizeof(float));
-    for (int64_t first = 0; first < args.columns; first += args.group) {
-        const int64_t count = args.columns - first < args.group ? args.columns - first : args.group;
+    for (int64_t first = 0; first < args.columns; first += group) {
+        const int64_t count = args.columns - first < group ? args.columns - first : group;
         uint8_t q[MAX_GROUP], zero;
         uint16_t scale;
         quantize_int4_group(row + first, count, args.symmetric, q, &scale, &zero);
+        char* strip = m.strip(args.panel, first / kvik::KBLOCK);
+        store_as(strip + c * 2, scale);
+        strip[kvik::INT4_LIFTS + c] = static_cast<char>(kvik::BYTE_OFFSET - zero);
         for (int64_t k = 0; k < count; k += kvik::KBLOCK)
-            put_int4(m.panel(args.panel) + (first + k) / kvik::KBLOCK * m.block_bytes(), c, q + k, scale, zero);
+            kvik::put_nibbles(m.block(args.panel, (first + k) / kvik::KBLOCK), c, q + k);
     }
 }
 

@@ -14,31 +14,51 @@ using kvik::NormArgs;
 using kvik::RopeStoreArgs;
 using kvik::TokenRun;
 
-// One weight of a packed matrix.
-KVIK_INLINE float weight_at(const kvik::Matrix& m, int64_t column, int64_t input) {
-    const char* block = m.panel(column / PANEL) + input / KBLOCK * m.block_bytes();
-    const int64_t c = column % PANEL, k = input % KBLOCK;
+// One weight of a packed matrix that is not float32, without the column's scale: of its K-block and the group's strip.
+KVIK_INLINE float whole_weight_at(const kvik::Matrix& m, const char* block, const char* strip, int64_t c, int64_t k) {
+    const auto *bytes = reinterpret_cast<const uint8_t*>(block), *of_strip = reinterpret_cast<const uint8_t*>(strip);
+    const int nibble = bytes[kvik::int4_byte(c, k)] >> kvik::int4_shift(k) & 15;
     switch (m.form) {
-        case KVIK_F32: return reinterpret_cast<const float*>(block)[kvik::f32_offset(c, k)];
-        case KVIK_INT8: {
-            const auto byte = static_cast<uint8_t>(block[kvik::int8_offset(c, k)]);
-            return static_cast<float>(byte - kvik::BYTE_OFFSET) * m.scales[column];
+        case KVIK_INT4:
+            return static_cast<float>(nibble + of_strip[kvik::INT4_LIFTS + c] - kvik::BYTE_OFFSET) *
+                   from_f16(load_as<uint16_t>(strip + c * 2));
+        case KVIK_K4: {
+            const float scale = from_f16(load_as<uint16_t>(strip + c * 2)) * bytes[kvik::K4_FACTORS + c];
+            const float least =
+                from_f16(load_as<uint16_t>(strip + kvik::K4_MIN_STEPS + c * 2)) * bytes[kvik::K4_MIN_FACTORS + c];
+            return static_cast<float>(nibble) * scale - least;
         }
-        case KVIK_INT4: {
-            const auto* bytes = reinterpret_cast<const uint8_t*>(block);
-            const int nibble = bytes[kvik::int4_byte(c, k)] >> kvik::int4_shift(k) & 15;
-            return static_cast<float>(nibble + bytes[kvik::INT4_LIFTS + c] - kvik::BYTE_OFFSET) *
-                   from_f16(reinterpret_cast<const uint16_t*>(block + kvik::INT4_NIBBLES)[c]);
+        case KVIK_K6: {
+            const int upper = bytes[kvik::k6_upper_byte(c, k)] >> kvik::k6_upper_shift(k) & 3;
+            const int8_t factor = static_cast<int8_t>(block[kvik::K6_FACTORS + k / 16 * PANEL + c]);
+            return static_cast<float>((nibble | upper << 4) - kvik::K6_ZERO) *
+                   (from_f16(load_as<uint16_t>(strip + c * 2)) * factor);
         }
-        default: return from_bf16(reinterpret_cast<const uint16_t*>(block)[kvik::bf16_offset(c, k)]);
+        default: {
+            const auto number = static_cast<float>(bytes[kvik::int8_offset(c, k)] - kvik::BYTE_OFFSET);
+            if (m.form == KVIK_INT8) return number;
+            const int64_t at = (k * m.parts / KBLOCK * PANEL + c) * 4;
+            const float value = number * load_as<float>(strip + at);
+            return m.has_offsets ? value + load_as<float>(strip + m.parts * PANEL * 4 + at) : value;
+        }
     }
+}
+
+KVIK_INLINE float weight_at(const kvik::Matrix& m, int64_t column, int64_t input) {
+    const int64_t panel = column / PANEL, kblock = input / KBLOCK, c = column % PANEL, k = input % KBLOCK;
+    const char* block = m.block(panel, kblock);
+    if (m.form == KVIK_F32) return load_as<float>(block + kvik::f32_offset(c, k) * 4);
+    if (m.form == KVIK_BF16) return from_bf16(load_as<uint16_t>(block + kvik::bf16_offset(c, k) * 2));
+    const float value = whole_weight_at(m, block, m.strip(panel, kblock), c, k);
+    return m.scales ? value * m.scales[column] : value;
 }
 
 // x[i] = embedding of token i, from panels: a tied head is the embedding, and no second copy is held.
 static void embed(const EmbedArgs& args, int64_t begin, int64_t end) {
+    const int32_t* order = args.table.order;
     for (int64_t i = begin; i < end; i++)
         for (int64_t c = 0; c < args.columns; c++)
-            args.x[i * args.stride + c] = weight_at(args.table, args.token_ids[i], c);
+            args.x[i * args.stride + (order ? order[c] : c)] = weight_at(args.table, args.token_ids[i], c);
 }
 
 // 1 / sqrt(mean(x^2) + eps) over `columns` values, zero past them (Zhang and Sennrich 2019).

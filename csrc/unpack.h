@@ -1,8 +1,8 @@
 // Packed whole numbers to what the products take.
 //
-// A nibble and its column's lift are the byte of an int8 K-block, which integer.h multiplies. Matrix units of bf16 (AMX)
-// are so much faster than integer vectors that bytes are widened for them, a K-block at a time in the first cache: bf16
-// holds whole numbers of 8 bits exactly.
+// A nibble and its column's lift are the byte of an int8 K-block. Matrix units of bf16 (AMX) are so much faster than
+// integer vectors that bytes are widened for them, a K-block at a time in the first cache: bf16 holds whole numbers of 8
+// bits exactly.
 #pragma once
 
 #include "half.h"
@@ -15,33 +15,38 @@ constexpr int64_t BYTE_BLOCK_BYTES = kvik::KBLOCK * kvik::PANEL, BF16_BLOCK_BYTE
 
 typedef uint8_t u8reg __attribute__((vector_size(REGISTER_BYTES)));
 
-// The lift of each column, in all four bytes of its lane.
-KVIK_INLINE u8reg lifts_of(const char* block, int column) {
-    typedef uint8_t few __attribute__((vector_size(REGISTER_BYTES / 4)));
-    const ureg lift = __builtin_convertvector(load_as<few>(block + kvik::INT4_LIFTS + column), ureg);
-    const ureg pair = lift | lift << 8;
+// As many bytes as a register has lanes, as integers. Spelled out, since GCC converts such short vectors byte by byte.
+KVIK_INLINE ireg integers_of_unsigned(const char* p) {
+#if defined(__AVX512F__)
+    return (ireg)_mm512_cvtepu8_epi32(load_as<__m128i>(p));
+#elif defined(__AVX2__)
+    return (ireg)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__SSE2__)
+    const __m128i none = _mm_setzero_si128(), bytes = _mm_cvtsi32_si128(load_as<int32_t>(p));
+    return (ireg)_mm_unpacklo_epi16(_mm_unpacklo_epi8(bytes, none), none);
+#else
+    typedef uint8_t few __attribute__((vector_size(REG_LANES)));
+    return __builtin_convertvector(load_as<few>(p), ireg);
+#endif
+}
+KVIK_INLINE ireg integers_of_signed(const char* p) {
+#if defined(__AVX512F__)
+    return (ireg)_mm512_cvtepi8_epi32(load_as<__m128i>(p));
+#elif defined(__AVX2__)
+    return (ireg)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+    const ireg bytes = integers_of_unsigned(p);
+    return (bytes ^ 128) - 128;
+#endif
+}
+
+// Of the bytes at `lifts` those of the columns from `column` on, each in all four bytes of its lane.
+KVIK_INLINE u8reg lifts_of(const char* lifts, int column) {
+    const ureg lift = (ureg)integers_of_unsigned(lifts + column), pair = lift | lift << 8;
     return (u8reg)(pair | pair << 16);
 }
 
-// The scales of the columns from `column` on.
-KVIK_INLINE reg scales_of_int4(const char* block, int column) {
-    return from_f16_at(reinterpret_cast<const uint16_t*>(block + kvik::INT4_NIBBLES) + column);
-}
-
 #if defined(KVIK_AMX)
-
-// An int4 K-block to an int8 K-block: a nibble and its column's lift are the number plus 128.
-KVIK_INLINE void unpack_int4(const char* block, char* out) {
-    u8reg lift[kvik::PANEL / REG_LANES];
-    for (int i = 0; i < kvik::PANEL / REG_LANES; i++) lift[i] = lifts_of(block, i * REG_LANES);
-    for (int quad = 0; quad < 4; quad++)
-        for (int i = 0; i < kvik::PANEL / REG_LANES; i++) {
-            const int64_t at = quad * (kvik::PANEL * 4) + i * REGISTER_BYTES;
-            const u8reg v = load_as<u8reg>(block + at);
-            store_as(out + at, (v & 15) + lift[i]);
-            store_as(out + kvik::INT4_NIBBLES + at, (u8reg)((ureg)v >> 4 & 0x0f0f0f0fu) + lift[i]);
-        }
-}
 
 #if defined(__AVX512VBMI__)
 

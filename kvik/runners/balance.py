@@ -13,6 +13,7 @@ whatever reads it is scaled back, and powers of two leave every weight its bits:
 
 Each reader's column is divided by 2^e, its maker multiplied by it, e such that all columns come near one root mean
 square (Xiao et al. 2023 scale so to ease activations, Nagel et al. 2019 across layers; here the weights decide alone).
+Weights that are quantized in the checkpoint are left alone, and with them the channels that they make or read.
 This file knows nothing of how weights are then quantized.
 """
 
@@ -27,7 +28,6 @@ from numpy.typing import NDArray
 from kvik.checkpoint.checkpoint import Checkpoint, Tensor, float32_to_bf16
 from kvik.checkpoint.quantized import QuantizedTensor
 from kvik.checkpoint.spec import DecoderSpec
-from kvik.errors import ConfigError
 from kvik.step import Float32
 
 Exponents = NDArray[np.int16]
@@ -62,7 +62,7 @@ class BalancedCheckpoint:
 
     def __init__(self, sound: Checkpoint) -> None:
         self._sound = sound
-        self._held: dict[str, Tensor] = {}
+        self._held: dict[str, Tensor | QuantizedTensor] = {}
         self._exponents: dict[str, Exponents] = {}
 
     @property
@@ -80,43 +80,54 @@ class BalancedCheckpoint:
         """The model's own."""
         return self._sound.directory
 
-    def tensor(self, name: str) -> Tensor:
-        """A weight, scaled. Raises CheckpointError."""
+    def tensor(self, name: str) -> Tensor | QuantizedTensor:
+        """A weight, scaled unless it is quantized. Raises CheckpointError."""
         prefix, _, role = name.rpartition(".")
         if role in ("head", "final_norm") and self.spec.tied_head:
-            return self._plain(name)
+            return self._sound.tensor(name)
         reads, makes = _READS.get(role), _MAKES.get(role)
         columns = -self._spread(prefix, reads) if reads else None
         rows = self._channels(prefix, makes) if makes else None
-        tensor = self._held.pop(name, None) or self._plain(name)
-        return scaled(tensor, rows, columns)
+        tensor = self._held.pop(name, None) or self._sound.tensor(name)
+        return tensor if isinstance(tensor, QuantizedTensor) else scaled(tensor, rows, columns)
 
     def release(self, name: str) -> None:
         """As the model's own."""
         self._sound.release(name)
 
-    def _plain(self, name: str) -> Tensor:
-        tensor = self._sound.tensor(name)
-        if isinstance(tensor, QuantizedTensor):
-            raise ConfigError(f"{self.name} is quantized already ({tensor.dtype}); expected weights to be auto")
-        return tensor
-
     def _channels(self, prefix: str, channels: str) -> Exponents:
         """e of each channel, [channels]."""
         key = f"{prefix}.{channels}"
         if key not in self._exponents:
-            squares = [self._squares(prefix, role) for role in READERS[channels]]
-            self._exponents[key] = balancing_exponents(np.sum(squares, axis=0))
+            if any(self._is_quantized(prefix, role) for role in (*READERS[channels], *MAKERS[channels])):
+                self._exponents[key] = np.zeros(self._count(channels), np.int16)
+            else:
+                squares = [self._squares(prefix, role) for role in READERS[channels]]
+                self._exponents[key] = balancing_exponents(np.sum(squares, axis=0))
         return self._exponents[key]
+
+    def _count(self, channels: str) -> int:
+        by_name = {"o": self.spec.num_kv_heads * self.spec.head_dim, "down": self.spec.intermediate_size}
+        return by_name.get(channels, self.spec.hidden_size)
+
+    def _is_quantized(self, prefix: str, role: str) -> bool:
+        """Of a role that is a vector: never."""
+        return role in _READS and isinstance(self._peek(prefix, role), QuantizedTensor)
+
+    def _peek(self, prefix: str, role: str) -> Tensor | QuantizedTensor:
+        """A weight as it is stored, held until it is asked for."""
+        name = f"{prefix}.{role}" if prefix else role
+        if name not in self._held:
+            self._held[name] = self._sound.tensor(name)
+        return self._held[name]
 
     def _squares(self, prefix: str, role: str) -> NDArray[np.float64]:
         """Sum of squares over all that reads a channel, [channels], of a matrix whose own rows are scaled already."""
-        name = f"{prefix}.{role}" if prefix else role
         makes = _MAKES.get(role)
         rows = self._channels(prefix, makes) if makes else None
-        if name not in self._held:
-            self._held[name] = self._plain(name)
-        squares = column_squares(self._held[name], rows)
+        stored = self._peek(prefix, role)
+        assert isinstance(stored, Tensor)
+        squares = column_squares(stored, rows)
         if role != "o":
             return squares
         heads = squares.reshape(self.spec.num_kv_heads, self.spec.group, self.spec.head_dim)

@@ -2,11 +2,12 @@
 
     bf16, f16, f32   2, 2 or 4 bytes a value
     int8             matrices: 1 byte a weight and a float32 scale per output row; vectors stay float32
-    int4             matrices: half a byte a weight, an f16 scale and a byte of zero point per 32 inputs of a row, also
-                     where more inputs share them; vectors stay float32
+    int4             matrices: half a byte a weight, an f16 scale and a byte of zero point per group of inputs of a row;
+                     vectors stay float32
     int8 KV          per token, KV head and side: 1 byte a value and a float32 scale
 
-This file knows sizes only, not how values are rounded (the reference runner's `quantized.py`) or laid out (csrc/).
+Weights that are quantized in the checkpoint are counted by `placement.py`. This file knows sizes only, not how values
+are rounded (the reference runner's `quantized.py`) or laid out (csrc/).
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ def padded(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def tensor_bytes(shape: Sequence[int], form: str) -> int:
-    """Bytes of one weight, [outputs, inputs] or a vector, in any form of the option `weights` but auto."""
+def tensor_bytes(shape: Sequence[int], form: str, group_size: int = GROUP) -> int:
+    """Bytes of one weight, [outputs, inputs] or a vector, in any form of the option `weights` but auto. group_size:
+    inputs that share an int4 scale.
+    """
     if form in VALUE_BYTES:
         return math.prod(shape) * VALUE_BYTES[form]
     if len(shape) == 1:
@@ -33,7 +36,7 @@ def tensor_bytes(shape: Sequence[int], form: str) -> int:
     outputs, inputs = shape
     if form == "int8":
         return outputs * (inputs + 4)
-    return outputs * (-(-inputs // 2) + 3 * -(-inputs // GROUP))
+    return outputs * (-(-inputs // 2) + 3 * -(-inputs // group_size))
 
 
 def kv_head_bytes(head_dim: int, form: str) -> int:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from kvik.errors import BackendError
 
-ABI = 4
-FORMS = {"bf16": 0, "f32": 1, "f16": 2, "int8": 3, "int4": 4}
+ABI = 5
+FORMS = {"bf16": 0, "f32": 1, "f16": 2, "int8": 3, "int4": 4, "bytes": 5, "k4": 6, "k6": 7}
 ROLES = (
     "embed",
     "final_norm",
@@ -37,8 +37,12 @@ ROLES = (
     "gate",
     "up",
     "down",
+    "gate_alone",
+    "up_alone",
 )
-"""Canonical tensor names without their layer, in the order of enum KvikRole."""
+"""Canonical tensor names without their layer, in the order of enum KvikRole; the last two for gate and up that do not
+go together.
+"""
 
 
 def _structure(name: str, *fields: tuple[str, Any]) -> type[c.Structure]:
@@ -61,6 +65,13 @@ SpecStruct = _structure(
     ("rms_norm_eps", c.c_float),
     ("rope_attention_factor", c.c_float),
     *_pointers("inv_freq", "windows"),
+)
+QuantizedStruct = _structure(
+    "QuantizedStruct",
+    *_int32s("form", "group"),
+    ("rows", c.c_int64),
+    ("columns", c.c_int64),
+    *_pointers("levels", "scales", "zeros", "units", "factors", "min_factors", "order"),
 )
 SAMPLE_ARRAYS = (
     "rows",
@@ -133,6 +144,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         c.c_int32,
         [c.c_void_p, c.c_int32, c.c_int32, c.c_void_p, c.c_int32, c.c_int64, c.c_int64, *_TAIL],
     ),
+    "kvik_load_quantized": (c.c_int32, [c.c_void_p, c.c_int32, c.c_int32, c.c_void_p, *_TAIL]),
     "kvik_allocate": (c.c_int32, [c.c_void_p, c.c_int32, c.c_int32, *_TAIL]),
     "kvik_step": (c.c_int32, [c.c_void_p, c.c_void_p, c.c_void_p, *_TAIL]),
     "kvik_weight_bytes": (c.c_int64, [c.c_void_p]),

@@ -7,11 +7,12 @@ what goes in and says what was chosen. It knows nothing of requests or text.
 from __future__ import annotations
 
 import ctypes as c
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from kvik.checkpoint.checkpoint import Checkpoint
+from kvik.checkpoint.checkpoint import Checkpoint, Tensor
 from kvik.checkpoint.quantized import QuantizedTensor
 from kvik.checkpoint.spec import DecoderSpec
 from kvik.config import RunnerOptions
@@ -21,8 +22,12 @@ from kvik.runners.forms import GROUP
 from kvik.runners.native.library import FORMS, ROLES, SpecStruct, address, as_contiguous, call, load_library
 from kvik.runners.native.machine import available, best_isa, cores
 from kvik.runners.native.marshal import Answer, plan_struct
+from kvik.runners.native.quantized import PackedArrays
+from kvik.runners.placement import place
 from kvik.runners.runner import KernelChoice, MemoryUse, kv_form, weight_form
 from kvik.step import Float32, StepPlan, StepResult
+
+Weight = Tensor | QuantizedTensor
 
 
 class NativeRunner:
@@ -62,8 +67,9 @@ class NativeRunner:
         return self._spec
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Pack every tensor straight from the checkpoint's map, quantized ones from the balanced model's. Raises
-        CheckpointError, NotEnoughMemoryError.
+        """Pack every tensor straight from the checkpoint's map: those that are quantized already as they are, others
+        in the form the options ask for, quantized ones from the balanced model's. Raises CheckpointError,
+        NotEnoughMemoryError.
         """
         self.close()
         spec = checkpoint.spec
@@ -71,18 +77,26 @@ class NativeRunner:
         self._model = self._create(spec, form, kv_form(self._kv_dtype, form))
         self._spec = spec
         source = balanced(checkpoint, form)
+        held: dict[str, Weight] = {}
         for name in spec.tensor_shapes():
-            tensor = source.tensor(name)
-            if isinstance(tensor, QuantizedTensor):
-                raise BackendError(f"{checkpoint.name}: {name} is {tensor.dtype}; expected backend to be reference")
-            layer, role = (int(name.split(".")[1]), name.split(".")[2]) if "." in name else (-1, name)
-            data = as_contiguous(tensor.data)
-            rows, columns = data.shape if data.ndim == 2 else (1, data.shape[0])
-            call(
-                self._library.kvik_load,
-                *(self._model, ROLES.index(role), layer, address(data), FORMS[tensor.dtype], rows, columns),
-            )
-            source.release(name)
+            held[name] = source.tensor(name)
+            if name.endswith(".gate"):
+                continue  # Whether it goes together with up is seen beside it.
+            suffix = "" if are_alike(*held.values()) else "_alone"
+            for each in list(held):
+                self._load_weight(each + suffix, held.pop(each))
+                source.release(each)
+
+    def _load_weight(self, name: str, weight: Weight) -> None:
+        prefix, _, role = name.rpartition(".")
+        place_in_model = (self._model, ROLES.index(role), int(prefix.split(".")[1]) if prefix else -1)
+        if isinstance(weight, QuantizedTensor):
+            arrays = PackedArrays(weight, place(weight))
+            with_memory(self._library.kvik_load_quantized, *place_in_model, c.byref(arrays.struct))
+            return
+        data = as_contiguous(weight.data)
+        rows, columns = data.shape if data.ndim == 2 else (1, data.shape[0])
+        with_memory(self._library.kvik_load, *place_in_model, address(data), FORMS[weight.dtype], rows, columns)
 
     def _create(self, spec: DecoderSpec, form: str, kv: str) -> int:
         inv_freq = spec.rope.inv_freq(spec.head_dim)
@@ -98,13 +112,7 @@ class NativeRunner:
         struct.weight_group, struct.weight_symmetric = self._group_size, self._symmetric
         struct.rope_attention_factor = spec.rope.attention_factor
         struct.inv_freq, struct.windows = address(inv_freq), address(windows)
-        try:
-            model = call(self._library.kvik_create, c.byref(struct), self._isa.encode())
-        except BackendError as error:
-            if "no memory" in str(error):
-                raise NotEnoughMemoryError(f"{error}; a smaller model or fewer bits would fit") from None
-            raise
-        return int(model)
+        return int(with_memory(self._library.kvik_create, c.byref(struct), self._isa.encode()))
 
     def kv_bytes_per_token(self) -> int:
         return int(self._library.kvik_kv_bytes_per_token(self._loaded()))
@@ -156,3 +164,27 @@ class NativeRunner:
     def __del__(self) -> None:
         if getattr(self, "_model", None) is not None:
             self.close()
+
+
+def are_alike(*weights: Weight) -> bool:
+    """Whether they can be interleaved in one matrix: in form, groups and order of inputs."""
+    return all(_can_join(weights[0], other) for other in weights[1:])
+
+
+def _can_join(one: Weight, other: Weight) -> bool:
+    if not isinstance(one, QuantizedTensor) or not isinstance(other, QuantizedTensor):
+        return isinstance(one, QuantizedTensor) == isinstance(other, QuantizedTensor)
+    same_form = replace(place(one), has_units=False) == replace(place(other), has_units=False)
+    if one.order is None or other.order is None:
+        return same_form and one.order is other.order
+    return same_form and np.array_equal(one.order, other.order)
+
+
+def with_memory(function: Any, *arguments: Any) -> Any:
+    """Call a function that takes weights in. Raises NotEnoughMemoryError, BackendError."""
+    try:
+        return call(function, *arguments)
+    except BackendError as error:
+        if "no memory" in str(error):
+            raise NotEnoughMemoryError(f"{error}; a smaller model or fewer bits would fit") from None
+        raise

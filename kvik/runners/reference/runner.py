@@ -34,7 +34,8 @@ class ReferenceRunner:
     """The Runner protocol in plain numpy. `options.attention` may be flash or naive: both are the same here.
 
     weights: auto holds bf16 and f32 exactly and rounds f16 to bf16; f32 holds all exactly; bf16 rounds; int8 and int4
-    balance the channels (`kvik/runners/balance.py`) and quantize every matrix (`quantized.py`).
+    balance the channels (`kvik/runners/balance.py`) and quantize every matrix (`quantized.py`). Weights that are
+    quantized in the checkpoint keep the values they have there.
     group_size: inputs that share an int4 scale, 32, 64 or 128. symmetric: without a zero point of their own.
     kv_dtype: auto and f32 hold float32; bf16 rounds; int8 quantizes each token's key and value, head by head.
     Raises ConfigError for any other form.
@@ -76,8 +77,8 @@ class ReferenceRunner:
         weights: dict[str, Float32] = {}
         for name in spec.tensor_shapes():
             tensor = source.tensor(name)
-            exact = tensor.dtype == form or isinstance(tensor, QuantizedTensor)
-            weights[name] = tensor.float32() if exact else self._kept(tensor.float32(), form)
+            as_stored = isinstance(tensor, QuantizedTensor) or tensor.dtype == form
+            weights[name] = tensor.float32() if as_stored else self._kept(tensor.float32(), form)
             source.release(name)
         self._decoder, self._cache = Decoder(spec, weights), None
         self._weight_bytes = sum(w.nbytes for w in weights.values())

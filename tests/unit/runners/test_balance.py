@@ -6,6 +6,7 @@ import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fakes import whole_prompt
 
 from kvik.checkpoint.checkpoint import Tensor, float32_to_bf16
 from kvik.checkpoint.dummy import DummyCheckpoint
+from kvik.checkpoint.quantized import QuantizedTensor
 from kvik.checkpoint.spec import DecoderSpec, RopeSpec
 from kvik.config import RunnerOptions
 from kvik.runners.balance import MAX_EXPONENT, BalancedCheckpoint, balanced, balancing_exponents
@@ -217,3 +219,45 @@ def test_only_quantized_weights_are_balanced() -> None:
     assert [form for form in ("f32", "bf16", "int8", "int4") if balanced(rough, form) is not rough] == ["int8", "int4"]
     smooth = balanced(rough, "int4")
     assert (smooth.name, smooth.spec, smooth.directory) == ("rough", SPEC, None)
+
+
+class PartlyQuantized(RoughCheckpoint):
+    """Some roles are quantized already."""
+
+    def __init__(self, *roles: str) -> None:
+        super().__init__()
+        self._roles = roles
+
+    def tensor(self, name: str) -> Any:
+        if name.split(".")[-1] not in self._roles:
+            return super().tensor(name)
+        rows, columns = self.spec.tensor_shapes()[name]
+        levels = np.random.default_rng(list(name.encode())).integers(0, 16, (rows, columns)).astype(np.uint8)
+        scales, zeros = np.exp2(np.arange(rows, dtype=np.float32) % 7)[:, None], np.full((rows, 1), 8, np.int16)
+        return QuantizedTensor(name, "made up", 4, levels, scales, columns, zeros=zeros)
+
+
+@pytest.mark.parametrize(
+    ("quantized", "alone"),
+    [
+        ("k", {"attn_norm", "k"}),
+        ("v", {"attn_norm", "v", "o"}),
+        ("o", {"o"}),
+        ("gate", {"mlp_norm", "gate"}),
+        ("up", {"mlp_norm", "up", "down"}),
+        ("down", {"down"}),
+        ("head", {"final_norm", "head"}),
+    ],
+)
+def test_channels_of_a_weight_that_is_quantized_already_are_left_alone(quantized: str, alone: set[str]) -> None:
+    """And the others are balanced, so the model is the same function still."""
+    sound = PartlyQuantized(quantized)
+    smooth = BalancedCheckpoint(sound)
+    for name in SPEC.tensor_shapes():
+        got, stored = smooth.tensor(name), sound.tensor(name)
+        assert type(got) is type(stored)
+        if name.split(".")[-1] in alone | {"embed"}:
+            assert (got.float32() == stored.float32()).all()
+    name = "layers.0.attn_norm" if "mlp_norm" in alone else "layers.0.mlp_norm"
+    assert (smooth.tensor(name).float32() != sound.tensor(name).float32()).any()
+    assert (logits(smooth) == logits(sound)).all()
