@@ -1,4 +1,7 @@
-"""`kvik eval`: the perplexity of a text, and accuracy on held-out tasks. All arithmetic is in bench/."""
+"""`kvik eval`: the perplexity of a text, accuracy on held-out tasks, and models held against each other.
+
+All arithmetic is in bench/; `compare` has a file of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvik.cli.eval_compare import compare
 from kvik.cli.options import engine_options, json_option
 from kvik.cli.session import open_llm, read_text, require_chat_template, require_tokenizer
 from kvik.cli.terminal import is_terminal, json_line
@@ -23,17 +27,29 @@ def command() -> None:
     """Evaluate a model: the one named, or the model in the box."""
 
 
+command.add_command(compare)
+
+
 @command.command("ppl")
 @click.argument("model_argument", metavar="[MODEL]", required=False)
 @click.option("--text", "file", type=click.Path(path_type=Path), required=True, help="The text, UTF-8.")
 @click.option("--window", type=click.IntRange(min=2), help="Tokens scored together. Default: the model's context.")
+@click.option("--stride", type=click.IntRange(min=1), help="Tokens from window to window. Default: no overlap.")
 @engine_options
 @json_option
-def ppl(model_argument: str | None, file: Path, window: int | None, engine: dict[str, Any], as_json: bool) -> None:
-    """Perplexity of a text, with its token count and standard error.
+def ppl(
+    model_argument: str | None,
+    file: Path,
+    window: int | None,
+    stride: int | None,
+    engine: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Perplexity of a text, with its token count, standard error and bits per byte.
 
-    The text is cut into windows that do not overlap; every token is scored given those before it in its window. A
-    model with a beginning-of-text token gets it at the start of each window.
+    The text is cut into windows; every token is scored once, given those before it in the first window that has it. A
+    smaller stride gives tokens more to look back on, and takes longer. A model with a beginning-of-text token gets it
+    at the start of each window. Bits per byte compare models with different tokenizers.
     """
     from kvik.bench.perplexity import measure_perplexity
 
@@ -46,6 +62,8 @@ def ppl(model_argument: str | None, file: Path, window: int | None, engine: dict
             choose_window(window, llm.engine.memory.max_model_len - 1),
             tokenizer.encode("", add_special_tokens=True),
             lambda windows: score_windows(llm, windows),
+            stride=stride,
+            text_bytes=len(text.encode()),
         )
         data = {"model": llm.engine.memory.model, "text": str(file), **result.as_dict()}
     if as_json:
@@ -53,7 +71,8 @@ def ppl(model_argument: str | None, file: Path, window: int | None, engine: dict
         return
     click.echo(
         f"perplexity {result.perplexity:.4f} +- {result.perplexity_error:.4f} over {result.tokens} tokens "
-        f"(nll {result.nll:.5f} +- {result.standard_error:.5f}; {result.windows} windows of {result.window})"
+        f"(nll {result.nll:.5f} +- {result.standard_error:.5f}, {result.bits_per_byte:.4f} bits per byte; "
+        f"{result.windows} windows of {result.window}, stride {result.stride})"
     )
 
 

@@ -185,11 +185,10 @@ class Engine:
         return Continuation(self.tokenizer, request.tokens, request.params.stop) if self.tokenizer else None
 
     def _follow(self, plan: StepPlan, result: StepResult, moved: list[Request]) -> dict[int, Exception]:
-        """Advance grammars by what was committed, and end texts that nothing can be added to. Returns which choices
-        fail for what reason, once the ledger knows them all.
+        """Say why draws with a mask failed, and end texts that nothing can be added to. Returns which choices fail for
+        what reason, once the ledger knows them all.
         """
-        if any(request.finish_reason is FinishReason.ERROR for request in moved):
-            self._fail(self.grammars.explain(plan, result))
+        self._fail(self.grammars.explain(plan, result))
         faults, complete = self.grammars.advance(moved)
         for key in complete:
             self.scheduler.finish(key, FinishReason.STOP)

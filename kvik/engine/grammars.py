@@ -1,11 +1,12 @@
 """Grammars: which unfinished texts must follow one, and what that means for the step at hand.
 
     plan = grammars.masked(plan)                  before the model: the tokens each text may go on with
-    grammars.advance(moved)                       after commit: each text has its token
+    grammars.advance(moved)                       after commit: texts that nothing can be added to
 
-A text's place in its grammar depends on its own tokens alone, so it survives preemption and plans that are taken back:
-a mask is made again, nothing is followed twice. What a grammar gets wrong is an error of its request and of no other.
-This file knows nothing of how the model computes or of how requests end.
+A text follows its newest token only when its next mask is asked for: the two touch the same memory, which the model
+pushes out of the cache at every step. Its place in its grammar depends on its own tokens alone, so it survives
+preemption and plans that are taken back: a mask is made again, nothing is followed twice. What a grammar gets wrong is
+an error of its request and of no other. This file knows nothing of how the model computes or of how requests end.
 """
 
 from __future__ import annotations
@@ -27,25 +28,35 @@ if TYPE_CHECKING:
 
 Faults = dict[int, Exception]
 """What went wrong, by the key of the choice that it went wrong for."""
+Tail = tuple[int, int]
+"""How many tokens a sequence has, and the last of them."""
 
 
 class _Text:
     """One choice: its matcher, and the tokens that end it, as words and bits of a mask."""
 
-    __slots__ = ("ends", "key", "matcher", "plain_ends")
+    __slots__ = ("ends", "key", "length", "matcher", "plain_ends")
 
     def __init__(
-        self, key: int, matcher: Matcher, ends: list[tuple[int, int]], plain_ends: list[tuple[int, int]]
+        self, key: int, matcher: Matcher, length: int, ends: list[tuple[int, int]], plain_ends: list[tuple[int, int]]
     ) -> None:
         self.key = key
         self.matcher = matcher
+        self.length = length
+        """Tokens of the sequence that are behind the matcher: all, or all but the newest."""
         self.ends = ends
         self.plain_ends = plain_ends
         """Of those, the ones that are also text, which a grammar may take for it."""
 
     def copy(self, key: int) -> _Text:
         """Another choice with the same beginning."""
-        return _Text(key, self.matcher.copy(), self.ends, self.plain_ends)
+        return _Text(key, self.matcher.copy(), self.length, self.ends, self.plain_ends)
+
+    def follow(self, length: int, token: int) -> None:
+        """The sequence has this length, and this token is its last. Raises what is wrong with it."""
+        if self.length < length:
+            self.matcher.advance((token,))
+            self.length = length
 
 
 class Grammars:
@@ -58,6 +69,8 @@ class Grammars:
         self._known: GrammarVocabulary | None = None
         self._lock = threading.Lock()
         self._texts: dict[int, _Text] = {}
+        self._endless: set[int] = set()
+        """Keys of those that have no token to end with."""
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -73,81 +86,84 @@ class Grammars:
     def open(self, request: Request, matcher: Matcher) -> None:
         """A request has been accepted whose choices begin where this matcher is."""
         plain = request.stop_ids - self._vocabulary().special_ids
-        self._texts[request.key] = _Text(request.key, matcher, _bits(request.stop_ids), _bits(plain))
+        text = _Text(request.key, matcher, request.num_prompt_tokens, _bits(request.stop_ids), _bits(plain))
+        self._enter(text)
+
+    def _enter(self, text: _Text) -> None:
+        self._texts[text.key] = text
+        if not text.ends:
+            self._endless.add(text.key)
 
     def close(self, keys: Iterable[int]) -> None:
         """These choices have ended. Idempotent."""
         for key in keys:
             self._texts.pop(key, None)
+            self._endless.discard(key)
 
     def masked(self, plan: StepPlan) -> tuple[StepPlan, Faults]:
         """The plan with a mask for every draw of a text with a grammar. What is drawn for those at fault is void."""
         if not self._texts or not len(plan.sample):
             return plan, {}
-        index, texts = self._gather(plan.sample)
+        index, texts, tails = self._gather(plan)
         if not texts:
             return plan, {}
         masks = np.empty((len(texts), self._vocabulary().num_words), np.uint32)
-        faults = self._fill(masks, texts)
+        faults = _fill(masks, texts, tails)
+        self._settle_ends(masks, texts, faults)
         return plan.with_masks(as_int32(index), masks), faults
 
-    def _gather(self, sample: SamplePlan) -> tuple[list[int], list[_Text]]:
-        """The mask of each draw, and the texts that the masks belong to, in order.
+    def _gather(self, plan: StepPlan) -> tuple[list[int], list[_Text], list[Tail]]:
+        """The mask of each draw; the texts that the masks belong to, in order, and where their sequences end.
 
         Draws of one row are the choices of a request that is about to fork: they are at the same place, and those after
         the first begin here.
         """
         index: list[int] = []
         texts: list[_Text] = []
+        tails: list[Tail] = []
         first, last_row = None, -1
-        for key, row in zip(sample.keys.tolist(), sample.rows.tolist(), strict=True):
+        sample = plan.sample
+        newest = plan.token_ids[plan.query_start_loc[sample.rows + 1] - 1]
+        draws = zip(sample.keys.tolist(), sample.rows.tolist(), sample.positions.tolist(), newest.tolist(), strict=True)
+        for key, row, length, token in draws:
             if row != last_row:
                 first, last_row = self._texts.get(key), row
                 if first is not None:
                     texts.append(first)
+                    tails.append((length, token))
             elif first is not None:
-                self._texts[key] = first.copy(key)
+                self._enter(first.copy(key))
             index.append(-1 if first is None else len(texts) - 1)
-        return index, texts
+        return index, texts, tails
 
-    def _fill(self, masks: UInt32, texts: list[_Text]) -> Faults:
-        faults: Faults = {}
-        address, stride = masks.__array_interface__["data"][0], masks.strides[0]
-        for row, text in enumerate(texts):
-            try:
-                text.matcher.fill(address + row * stride)
-            except Exception as error:
-                faults[text.key] = error
+    def _settle_ends(self, masks: UInt32, texts: list[_Text], faults: Faults) -> None:
+        """Put the tokens that end a text into the masks, or take them out; note what goes wrong."""
         end_bit = 1 << self._vocab_size % 32
         for row, (text, word) in enumerate(zip(texts, masks[:, self._vocab_size // 32].tolist(), strict=True)):
-            if word & end_bit:
+            if word & end_bit and text.key not in faults:
                 try:
-                    _settle(masks[row], text, text.matcher.confirm_end(address + row * stride))
+                    _settle(masks[row], text, text.matcher.confirm_end(_address(masks[row])))
                 except Exception as error:
                     faults[text.key] = error
             elif text.plain_ends:
                 _settle(masks[row], text, may_end=False)
-        return faults
 
     def advance(self, moved: Iterable[Request]) -> tuple[Faults, list[int]]:
-        """The scheduler has committed a step: follow the new tokens. Returns what went wrong, and the keys of texts
-        that are complete and have no token to end with.
+        """The scheduler has committed a step: follow the new tokens of texts that have no token to end with. Returns
+        what went wrong, and the keys of those that are complete.
         """
         faults: Faults = {}
         complete: list[int] = []
-        for request in moved:
-            text = self._texts.get(request.key)
-            if text is None:
+        for request in moved if self._endless else ():
+            if request.key not in self._endless or request.finish_reason is not None:
                 continue
-            if request.finish_reason is not None:
-                del self._texts[request.key]
-                continue
+            text = self._texts[request.key]
             try:
-                text.matcher.advance((request.tokens[-1],))
+                text.follow(len(request.tokens), request.tokens[-1])
             except Exception as error:
                 faults[request.key] = error
             else:
-                if not request.stop_ids and text.matcher.finished:
+                if text.matcher.finished:
                     complete.append(request.key)
         return faults, complete
 
@@ -177,6 +193,25 @@ class Grammars:
 
                 self._known = GrammarVocabulary(self._tokenizer, self._vocab_size, self._end_ids)
             return self._known
+
+
+def _fill(masks: UInt32, texts: list[_Text], tails: list[Tail]) -> Faults:
+    """Bring each text up to its newest token and make its mask, except for the tokens that end it."""
+    faults: Faults = {}
+    place, stride = _address(masks), masks.strides[0]
+    for text, (length, token) in zip(texts, tails, strict=True):
+        try:
+            text.follow(length, token)
+            text.matcher.fill(place)
+        except Exception as error:
+            faults[text.key] = error
+        place += stride
+    return faults
+
+
+def _address(masks: UInt32) -> int:
+    """Where an array's words lie."""
+    return int(masks.__array_interface__["data"][0])
 
 
 def _bits(token_ids: Iterable[int]) -> list[tuple[int, int]]:

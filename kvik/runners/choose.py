@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from kvik.checkpoint.fake import PREFIX as FAKE
 from kvik.config import EngineConfig
 from kvik.errors import BackendError
+from kvik.runners.cuda import refusal
 from kvik.runners.fake import FakeRunner
 from kvik.runners.native import NativeRunner, available
 from kvik.runners.reference import ReferenceRunner
@@ -22,6 +24,8 @@ def create_runner(config: EngineConfig) -> Runner:
     if (config.model.model or "").startswith(FAKE):
         return FakeRunner.of_config(config)
     options = config.runner
+    if options.backend == "cuda":
+        return _on_gpu(config)
     if options.backend == "reference":
         return _built(ReferenceRunner, config)
     if options.backend == "auto" and not available():
@@ -44,3 +48,24 @@ def _built(kind: type[ReferenceRunner] | type[NativeRunner], config: EngineConfi
         group_size=config.model.weight_group_size,
         symmetric=config.model.weight_symmetric,
     )
+
+
+def _on_gpu(config: EngineConfig) -> Runner:
+    """One rank, or several; torch is imported here and nowhere earlier. Raises BackendError where it cannot serve."""
+    why = refusal()
+    if why is not None:
+        raise BackendError(f"backend is 'cuda', which cannot serve here: {why}")
+    from kvik.runners.cuda.parallel.runner import ParallelRunner
+    from kvik.runners.cuda.runner import CudaRunner
+
+    options, model = config.runner, config.model
+    forms: dict[str, Any] = {
+        "weights": model.weights,
+        "kv_dtype": config.cache.kv_dtype,
+        "group_size": model.weight_group_size,
+        "symmetric": model.weight_symmetric,
+    }
+    if options.tensor_parallel_size == 1:
+        return CudaRunner(options, **forms)
+    shared = {"attention": options.attention, "enforce_eager": options.enforce_eager, "seed": options.seed}
+    return ParallelRunner(model.model, options.tensor_parallel_size, shared, forms)

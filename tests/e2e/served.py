@@ -1,7 +1,7 @@
 """A live `kvik serve` for tests of real clients, and the smallest model that can be made to spell JSON.
 
-The fake model obeys faults but no grammar, so structured answers come from random weights over single bytes: whatever
-it says that makes sense was put there by the grammar. This file knows nothing of any client.
+Structured answers come from random weights over single bytes: whatever it says that makes sense was put there by the
+grammar. This file knows nothing of any client.
 """
 
 from __future__ import annotations

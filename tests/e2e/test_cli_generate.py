@@ -108,6 +108,25 @@ def test_bad_input_is_one_line_and_status_2(args: list[str], said: str) -> None:
     assert said in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("args", "kind", "said"),
+    [
+        (["[[raise]]"], "RuntimeError", ""),
+        (["[[oom]]", "--json"], "MemoryError", ""),
+        (["[[nan]]", "--n", "2"], "NaN", ""),
+        (["[[raise@3]] x", "--temperature", "0"], "RuntimeError", "[[raise@3]] x"),
+    ],
+)
+def test_a_request_that_fails_in_the_engine_is_one_line_and_status_2(args: list[str], kind: str, said: str) -> None:
+    done = run_kvik("generate", "--model", "fake:length=9", *args)
+    assert done.returncode == 2
+    assert done.stderr.startswith("kvik: error: ")
+    assert kind in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout.startswith(said)
+    assert done.stdout[-1:] == ("\n" if said else "")
+
+
 def test_too_little_memory_says_what_is_needed() -> None:
     done = run_kvik("generate", "--model", "dummy:qwen3-0.6b", "--kv-cache-memory", "1000GiB")
     assert done.returncode == 2

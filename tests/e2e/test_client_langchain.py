@@ -119,3 +119,10 @@ def test_over_the_limit_is_a_rate_limit() -> None:
         with pytest.raises(openai.RateLimitError):
             model(served).invoke("hello")
         stream.close()
+
+
+def test_a_deadline_of_the_clients_own_frees_the_engine(fake: Served) -> None:
+    before = fake.stats()["engine"]["requests_ended"]["abort"]
+    with pytest.raises(openai.APITimeoutError):
+        model(fake, timeout=1.0).invoke("[[slow]]")
+    fake.until(lambda seen: seen["engine"]["requests_ended"]["abort"] == before + 1)

@@ -26,7 +26,6 @@ pytestmark = [
 ]
 """Its own; ours are errors elsewhere."""
 LONG = [{"role": "user", "content": "a" * 5000}]
-GUESSED = pytest.mark.xfail(strict=True, reason="it knows these errors by OpenAI's own words, which ours are not")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,9 +108,10 @@ def test_a_tool_is_called_whole_and_streamed(speller: Served) -> None:
     ("fields", "error"),
     [
         ({"model": "openai/other"}, "NotFoundError"),
-        pytest.param({"api_key": "the-key-of-nobody"}, "AuthenticationError", marks=GUESSED),
+        ({"api_key": "the-key-of-nobody"}, "AuthenticationError"),
         ({"temperature": 9}, "BadRequestError"),
-        pytest.param({"messages": LONG}, "ContextWindowExceededError", marks=GUESSED),
+        ({"messages": LONG}, "ContextWindowExceededError"),
+        ({"messages": [{"role": "user", "content": "a" * 200_000}]}, "ContextWindowExceededError"),
         ({"messages": [{"role": "user", "content": "[[nan]]"}]}, "InternalServerError"),
         ({"messages": [{"role": "user", "content": "[[slow]]"}], "timeout": 1.0}, "Timeout"),
     ],
@@ -143,3 +143,20 @@ def test_over_the_limit_is_a_rate_limit() -> None:
         next(iter(stream))
         with pytest.raises(litellm.RateLimitError):
             chat(served, "hello")
+
+
+def test_a_deadline_of_the_clients_own_frees_the_engine(fake: Served) -> None:
+    before = fake.stats()["engine"]["requests_ended"]["abort"]
+    with pytest.raises(litellm.Timeout):
+        chat(fake, "[[slow]]", timeout=1.0)
+    fake.until(lambda seen: seen["engine"]["requests_ended"]["abort"] == before + 1)
+
+
+def test_three_choices_streamed_are_those_of_a_whole_reply(fake: Served) -> None:
+    fields = {"n": 3, "temperature": 1, "seed": 7}
+    whole = [choice.message.content for choice in chat(fake, "hello", **fields).choices]
+    pieces = ["", "", ""]
+    for chunk in chat(fake, "hello", stream=True, **fields):
+        for choice in chunk.choices:
+            pieces[choice.index] += choice.delta.content or ""
+    assert pieces == whole

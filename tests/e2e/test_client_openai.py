@@ -229,6 +229,14 @@ def test_a_stream_that_fails_raises_after_what_was_said(fake: Served) -> None:
     assert {choice.finish_reason for choice in said} == {None}
 
 
+def await_refusal(served: Served, request_id: str) -> None:
+    """Until this request has been told to come back later."""
+    end = time.monotonic() + WAIT_S
+    while not any(f"id={request_id} " in line and "status=429" in line for line in served.lines):
+        assert time.monotonic() < end, served.lines
+        time.sleep(0.005)
+
+
 def test_too_many_at_once_wait_as_long_as_they_are_told() -> None:
     """A caller over their limit gets a 429; the client sleeps for Retry-After and is let in once there is room."""
     with Served("fake:length=100000,step_ms=5,max_model_len=20000", "--max-concurrent", "1") as served:
@@ -239,10 +247,12 @@ def test_too_many_at_once_wait_as_long_as_they_are_told() -> None:
             with pytest.raises(openai.RateLimitError) as caught:
                 chat(served, "hello", max_tokens=2)
             assert caught.value.response.headers["retry-after"] == "1"
-            threading.Timer(0.2, stream.close).start()
+            leaving = threading.Thread(target=lambda: (await_refusal(served, "patient"), stream.close()))
+            leaving.start()
             start = time.monotonic()
             headers = {"x-request-id": "patient"}
             assert chat(served, "hello", retries=5, max_tokens=2, extra_headers=headers).usage.completion_tokens == 2
+            leaving.join()
         *refused, last = served.statuses("patient")
         assert (set(refused), last) == ({429}, 200)
         assert time.monotonic() - start >= 1.0 * len(refused)

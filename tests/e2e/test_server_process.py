@@ -301,6 +301,7 @@ def test_a_port_in_use_is_one_line() -> None:
         (["--model", "fake:", "--no-such-flag"], "no-such-flag"),
         (["--model", "fake:", "--api-key", "short"], "api_key"),
         (["--model", "fake:", "--api-key-file", "/no/such/file"], "/no/such/file"),
+        (["--model", "fake:", "--otlp-endpoint", "localhost"], "otlp_endpoint is 'localhost'"),
     ],
 )
 def test_what_cannot_be_started_is_one_line(args: list[str], said: str) -> None:

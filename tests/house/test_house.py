@@ -35,6 +35,7 @@ FLOORS = {
     "runners": 2,
     "engine": 3,
     "bench": 4,
+    "quantize": 4,
     "server": 4,
     "cli": 5,
 }

@@ -1,5 +1,6 @@
 """Kvik under load and under fire for as long as one likes: the promises of docs/reliability.md at length.
 
+    python -m tools.soak mixed vanish --minutes 10
     python -m tools.soak --promise 1,20,25 --minutes 10
 
 A crowd of clients asks the fake model, whose every answer can be computed again from the request alone, and behaves

@@ -92,10 +92,17 @@ def cut(answer: Sequence[int], stop_ids: frozenset[int], stops: Sequence[str]) -
     for count in range(1, len(shown) + 1) if stops else ():
         text = spell(shown[:count]).rstrip("\ufffd")
         found = [place for place in map(text.find, stops) if place >= 0]
-        if found:
+        if found and not may_begin_before(min(found), text, stops):
             return Expected(text[: min(found)], "stop", count, spell(shown))
+        if found and count == len(shown):
+            return Expected(text[: min(found)], "stop", len(answer), spell(shown))
     text = spell(shown)
     return Expected(text, "stop" if stopped else "length", len(answer), text)
+
+
+def may_begin_before(place: int, text: str, stops: Sequence[str]) -> bool:
+    """Whether the end of a text may still become a stop string that starts before this place, and so wins."""
+    return any(stop.startswith(text[start:]) for start in range(place) for stop in stops)
 
 
 def spell(token_ids: Sequence[int]) -> str:

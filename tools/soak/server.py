@@ -6,9 +6,12 @@ Of its own it can see processes, files, memory and the log, and it can kill its 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 import kvik
+from kvik.checkpoint.fake import FakeOptions
 from tools.soak.asks import LENGTHS, MODEL
 from tools.soak.wire import Address, LostError, ask
 
@@ -27,11 +31,20 @@ PATIENCE_S = 60.0
 SOUND = f"fake:length={LENGTHS[0]}-{LENGTHS[1]}"
 
 
+def free_port() -> int:
+    """One that nobody listens on, and that no connection is given by chance between now and its use."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 class Server:
     """A server at an address."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, model: str = SOUND) -> None:
         self.address = address
+        self.options = FakeOptions.parse(model.removeprefix("fake:"))
 
     async def stats(self) -> Any:
         """What /stats says."""
@@ -66,29 +79,46 @@ class Server:
 
 
 class OwnServer(Server):
-    """`kvik serve` as a process on a free port. Use as a context."""
+    """`kvik serve` as a process on a free port. Use as a context.
 
-    def __init__(self, model: str = SOUND, *args: str) -> None:
-        super().__init__(Address("127.0.0.1", 0))
+    `files`: most open files. `log`: where it writes instead of a file of its own; it cannot be read then. `python`: a
+    folder that its Python looks into first.
+    """
+
+    def __init__(
+        self,
+        model: str = SOUND,
+        *args: str,
+        files: int | None = None,
+        log: Path | None = None,
+        python: Path | None = None,
+        port: int = 0,
+        key: str | None = None,
+    ) -> None:
+        super().__init__(Address("127.0.0.1", port or (free_port() if log else 0), key), model)
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115
-        flags = ["--model", model, "--port", "0", "--served-model-name", MODEL, "--threads", "1", *args]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "kvik", "serve", *flags],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self._log,
-            cwd="/",
-            env=os.environ | {"PYTHONPATH": str(Path(kvik.__file__).parents[1])},
-            start_new_session=True,
-        )
+        flags = ["--model", model, "--port", str(self.address.port), "--served-model-name", MODEL, "--threads", "1"]
+        command = [sys.executable, "-m", "kvik", "serve", *flags, *args]
+        limited = command if files is None else ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
+        folders = [*([str(python)] if python else []), str(Path(kvik.__file__).parents[1])]
+        with contextlib.ExitStack() as held:
+            self._process = subprocess.Popen(
+                limited,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=held.enter_context(log.open("w")) if log else self._log,
+                cwd="/",
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
+                start_new_session=True,
+            )
 
     def __enter__(self) -> OwnServer:
         try:
-            port = self._listening()
+            if not self.address.port:
+                self.address = Address("127.0.0.1", self._listening(), self.address.key)
         except BaseException:
             self._end()
             raise
-        self.address = Address("127.0.0.1", port)
         return self
 
     def _listening(self) -> int:
@@ -117,6 +147,35 @@ class OwnServer(Server):
     def log(self) -> str:
         """All that it has said."""
         return Path(self._log.name).read_text(encoding="utf-8")
+
+    async def is_ready(self) -> bool:
+        """What /health/ready says. Raises RuntimeError if the process has ended, so that nobody else is asked."""
+        if self._process.poll() is not None:
+            raise RuntimeError(f"the server has ended: {self.log[-2000:]}")
+        return await super().is_ready()
+
+    @property
+    def pid(self) -> int:
+        """Of the server's own process."""
+        return self._process.pid
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    async def status(self) -> int:
+        """Its exit status, once it has ended. Raises TimeoutError."""
+        end = time.monotonic() + PATIENCE_S
+        while (status := self._process.poll()) is None:
+            if time.monotonic() > end:
+                raise TimeoutError(f"the server goes on {PATIENCE_S:.0f} s after it should have ended")
+            await asyncio.sleep(0.005)
+        return status
+
+    def cpu_s(self) -> float:
+        """Processor time of the server's own process so far."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
     def engine_pid(self) -> int:

@@ -25,6 +25,7 @@ CONTROLS = 100
 HANG_S = 10.0
 """Within which a hang must be noticed."""
 SLACK_S = 2.0
+POOL_THREADS = 4
 
 
 @dataclass
@@ -46,6 +47,11 @@ class Trial:
     def left_s(self) -> float:
         """Seconds until its end."""
         return self.started + self.seconds - time.monotonic()
+
+    @property
+    def patience(self) -> float:
+        """By how much limits of time are stretched: 1 at length; more in the tests, which share their machine."""
+        return max(1.0, self.slack_s / SLACK_S)
 
     def find(self, wrong: bool, said: str) -> None:
         """Write something down if it is wrong."""
@@ -88,14 +94,10 @@ async def mixed(server: Server, trial: Trial) -> None:
 
 
 async def overload(server: Server, trial: Trial) -> None:
-    """11: the same load again and again, far more than the server can do; its memory does not grow.
-
-    The same prompts, too: the library that makes tokens keeps what it made of the last 10,000 words, and to the fake
-    model a whole prompt is a word.
-    """
+    """11: far more load than the server can do, again and again, all prompts new; its memory does not grow."""
     levels: list[int] = []
     while trial.left_s > 0 and len(levels) < trial.count:
-        part = Trial(trial.left_s, count=4 * trial.clients, seed=trial.seed, ledger=trial.ledger)
+        part = Trial(trial.left_s, 4 * trial.clients, seed=trial.seed * 10**6 + len(levels), ledger=trial.ledger)
         await run_crowd(server.address, part.asks(), trial.clients, trial.ledger, lambda: 0.05)
         await server.until(is_at_rest)
         levels.append(own(server).rss_bytes())
@@ -170,13 +172,13 @@ async def hang(server: Server, trial: Trial) -> None:
 
 
 async def faults(server: Server, trial: Trial) -> None:
-    """27, 28: requests that raise or turn into NaN among others; only they fail."""
+    """27, 28: requests that raise, find no memory or turn into NaN, among others; only they fail."""
     before = await server.stats()
     rng = random.Random(trial.seed)
 
     def asks() -> Iterator[Ask]:
         for number, ask in enumerate(trial.asks(faults=False)):
-            fault = rng.choice(["raise", "nan"])
+            fault = rng.choice(["raise", "oom", "nan"])
             at = rng.choice(["", "@1", "@2", "@7"])
             text = f"number {trial.seed}.{number} [[{fault}{at}]]"
             guilty = make_ask(text, chat=rng.random() < 0.5, stream=rng.random() < 0.5, client_fault=fault)
@@ -191,20 +193,8 @@ async def faults(server: Server, trial: Trial) -> None:
     trial.find(stats["health"]["restarts"] != before["health"]["restarts"], "the engine was restarted")
 
 
-PROMISES: dict[int, Play] = {
-    **dict.fromkeys((1, 2, 7), mixed),
-    11: overload,
-    20: vanish,
-    25: kill,
-    26: hang,
-    32: hang,
-    **dict.fromkeys((27, 28), faults),
-}
-"""What is tried for each promise."""
-
 SMALL = ("--max-num-seqs", "4", "--max-queued-requests", "40")
 """Flags of a server that 64 clients overload."""
-FLAGS: dict[Play, tuple[str, ...]] = {overload: SMALL}
 
 
 async def play(server: Server, trial: Trial, what: Play) -> None:
@@ -217,14 +207,20 @@ async def play(server: Server, trial: Trial, what: Play) -> None:
     await server.until_ready()
     await controls(server, trial)
     left = await files_at_rest(server)
-    trial.find(left != files, f"{files} files and threads before, {left} after")
+    if files is not None and left is not None:
+        # Some threads are started when there is first something to do for them.
+        grown = left[0] != files[0] or left[1] > files[1] + POOL_THREADS
+        trial.find(grown, f"{files} files and threads before, {left} after")
     trial.figures |= {"sent": trial.ledger.sent, "ends": dict(trial.ledger.ends)}
 
 
 async def controls(server: Server, trial: Trial) -> None:
-    """A hundred exact answers, and the books of a server at rest."""
+    """A hundred exact answers (fewer in the tests), and the books of a server at rest."""
     ledger = Ledger()
-    asks = (make_ask(f"control {n}", stream=n % 2 == 0, chat=n % 3 == 0) for n in range(CONTROLS))
+    asks = (
+        make_ask(f"control {n}", stream=n % 2 == 0, chat=n % 3 == 0, client_options=server.options)
+        for n in range(CONTROLS if trial.patience == 1 else CONTROLS // 5)
+    )
     await run_crowd(server.address, asks, 8, ledger)
     trial.findings += [f"control: {said}" for said in ledger.problems()]
     engine = (await server.until(is_at_rest))["engine"]

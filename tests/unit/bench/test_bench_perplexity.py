@@ -15,14 +15,14 @@ from kvik.errors import InvalidRequestError
 @given(st.lists(st.integers(2, 99), max_size=50), st.integers(3, 12))
 def test_with_a_beginning_every_token_is_scored_once(tokens: list[int], window: int) -> None:
     windows = cut_windows(tokens, window, [1])
-    assert [token for piece in windows for token in piece[1:]] == tokens
-    assert all(piece[0] == 1 and len(piece) <= window for piece in windows)
+    assert [token for each in windows for token in each.token_ids[-each.scored :]] == tokens
+    assert all(each.token_ids[0] == 1 and len(each.token_ids) <= window for each in windows)
 
 
 @given(st.lists(st.integers(2, 99), max_size=50), st.integers(2, 12))
 def test_without_one_the_first_of_each_window_is_not(tokens: list[int], window: int) -> None:
-    pieces = cut_windows(tokens, window, [])
-    assert sum(len(piece) - 1 for piece in pieces) == len(tokens) - math.ceil(len(tokens) / window)
+    windows = cut_windows(tokens, window, [])
+    assert sum(each.scored for each in windows) == len(tokens) - math.ceil(len(tokens) / window)
 
 
 def test_mean_error_and_perplexity() -> None:

@@ -158,7 +158,7 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [
     ("hidden_act", "llama", {"hidden_act": "gelu"}),
     ("hidden_act", "llama", {"hidden_act": None}),
     ("mlp_bias", "llama", {"mlp_bias": True}),
-    ("quantization_config", "qwen3", {"quantization_config": {"quant_method": "bitsandbytes"}}),
+    ("quantization_config.quant_method", "qwen3", {"quantization_config": {"quant_method": "bitsandbytes"}}),
     ("pretraining_tp", "llama", {"pretraining_tp": 2}),
     ("partial_rotary_factor", "llama", {"partial_rotary_factor": 0.5}),
     ("rope_scaling.partial_rotary_factor", "llama", {"rope_scaling": {"partial_rotary_factor": 0.25}}),

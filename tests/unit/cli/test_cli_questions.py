@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from fakes import byte_tokenizer, expected_answer, fake_engine
 
 from kvik import LLM, SamplingParams
-from kvik.cli import evaluate, generate
+from kvik.cli import chat, evaluate, generate
 from kvik.cli.main import run
 from kvik.text.tokenizer import Tokenizer
 
@@ -23,7 +24,9 @@ GREEDY = SamplingParams(temperature=0, max_tokens=6)
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return byte_tokenizer(tmp_path_factory.mktemp("bytes")).with_chat_template(TEMPLATE)
+    directory = tmp_path_factory.mktemp("bytes")
+    (directory / "generation_config.json").write_text('{"do_sample": false}')
+    return byte_tokenizer(directory).with_chat_template(TEMPLATE)
 
 
 @pytest.fixture
@@ -55,8 +58,8 @@ def text_of(tokenizer: Tokenizer, prompt: str, params: SamplingParams = GREEDY) 
         (["--echo"], "abc\n", "[user]abc>"),
         (["--no-chat"], "abc", "abc"),
         (["--no-chat", "--no-echo"], "", "abc"),
-        (["--model", "any", "--temperature", "0"], "abc", "abc"),
-        (["--model", "any", "--temperature", "0", "--chat"], "", "[user]abc>"),
+        (["--model", "any"], "abc", "abc"),
+        (["--model", "any", "--chat"], "", "[user]abc>"),
     ],
 )
 def test_a_prompt_is_a_question_to_the_model_in_the_box_only(
@@ -67,9 +70,47 @@ def test_a_prompt_is_a_question_to_the_model_in_the_box_only(
 
 
 @pytest.mark.usefixtures("on_m0")
-def test_the_model_in_the_box_is_greedy_unless_told(tokenizer: Tokenizer, capsys: Capture) -> None:
+def test_a_model_that_asks_to_be_greedy_is_so_unless_told(tokenizer: Tokenizer, capsys: Capture) -> None:
     assert run(["generate", "abc", "--max-tokens", "6", "--temperature", "1"]) == 0
     assert capsys.readouterr().out != text_of(tokenizer, "[user]abc>") + "\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "flags", "expected"),
+    [
+        ({}, [], {}),
+        ({"temperature": 0.6, "top_k": 20}, [], {"temperature": 0.6, "top_k": 20}),
+        ({"temperature": 0.6, "top_k": 20}, ["--top-k", "3"], {"temperature": 0.6, "top_k": 3}),
+        ({"top_p": 0.9}, ["--temperature", "1.0", "--top-p", "1.0"], {}),
+        ({"do_sample": False}, [], {"temperature": 0.0}),
+    ],
+)
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_flags_left_alone_follow_the_models_generation_config(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: str,
+    said: dict[str, Any],
+    flags: list[str],
+    expected: dict[str, Any],
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    llm = LLM.from_engine(fake_engine(tokenizer=byte_tokenizer(tmp_path).with_chat_template(TEMPLATE)))
+    seen: list[SamplingParams] = []
+
+    def spy(llm: LLM, prompt: Any, params: SamplingParams) -> Any:
+        seen.append(params)
+        return iter(())
+
+    for module in (generate, chat):
+        monkeypatch.setattr(module, "open_llm", lambda engine: nullcontext(llm))
+        monkeypatch.setattr(module, "stream", spy)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    assert run([command, *(["abc"] if command == "generate" else []), *flags]) == 0
+    own = {"max_tokens": generate.MAX_TOKENS} if command == "generate" else {"max_tokens": 1024, "temperature": 0.7}
+    if "--temperature" in flags:
+        own["temperature"] = 1.0
+    assert seen == [SamplingParams(**own | expected)]
 
 
 @pytest.mark.usefixtures("on_m0")
