@@ -14,6 +14,7 @@ from typing import Any
 from kvik.bench.identities import Check as Check
 from kvik.bench.identities import identity_checks, same, verdict
 from kvik.bench.ladder.claims import claims_check, quality_check
+from kvik.bench.judge_figures import judge_checks
 from kvik.bench.serve.checks import serve_checks
 from kvik.bench.sides import side_checks
 from kvik.bench.stage_checks import stage_checks
@@ -90,6 +91,7 @@ def run_checks(result: Mapping[str, Any]) -> list[Check]:
             *([_efficiency(result)] if "efficiency" in result else []),
             *(serve_checks(result) if "slo" in result["workload"] else []),
             *(stage_checks(result) if "stages" in result["workload"] else []),
+            *(judge_checks(result) if "judged" in result else []),
         ]
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise EvidenceError(f"the result is malformed: {type(error).__name__}: {error}") from error

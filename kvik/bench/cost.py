@@ -1,16 +1,20 @@
 """What a step must move and compute at the least: bytes of weights and KV, floating-point operations.
 
-Lower bounds from the shape alone: every weight is read once per step, every key and value that is attended to once
-per sequence. This file knows nothing of how a runner computes or of what a machine can do.
+Lower bounds from shapes and forms alone: every weight is read once per step, every key and value that is attended to
+once per sequence. This file knows nothing of how a runner computes or of what a machine can do.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from kvik.checkpoint.checkpoint import Checkpoint
 from kvik.checkpoint.spec import DecoderSpec
-from kvik.runners.forms import kv_head_bytes, tensor_bytes
+from kvik.config import EngineConfig
+from kvik.runners.forms import GROUP, kv_head_bytes, tensor_bytes
+from kvik.runners.holding import HeldWeight, held_weights
 from kvik.runners.runner import kv_form, weight_form
 
 
@@ -19,13 +23,43 @@ class Forms:
     """How weights (bf16, f32, int8, int4), keys and values (bf16, f32, int8) are held, with `auto` resolved."""
 
     weights: str
+    """Of those that are not quantized in the checkpoint."""
     kv: str
+    group_size: int = GROUP
+    """Inputs that share an int4 scale."""
+    quantized: Mapping[str, HeldWeight] = field(default_factory=dict, hash=False)
+    """By name, those that are quantized in the checkpoint and held so."""
 
     @classmethod
-    def resolve(cls, spec: DecoderSpec, weights: str, kv_dtype: str) -> Forms:
+    def resolve(cls, spec: DecoderSpec, weights: str, kv_dtype: str, group_size: int = GROUP) -> Forms:
         """What `auto` stands for beside the other option and what is stored."""
         held = weight_form(weights, spec.dtype)
-        return cls(held, kv_form(kv_dtype, held))
+        return cls(held, kv_form(kv_dtype, held), group_size)
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Checkpoint, config: EngineConfig, backend: str) -> Forms:
+        """Those of a model under these options on the runner of this name. The reference holds float32."""
+        if backend == "reference":
+            return cls("f32", "f32")
+        model = config.model
+        plain = cls.resolve(checkpoint.spec, model.weights, config.cache.kv_dtype, model.weight_group_size)
+        held = held_weights(checkpoint, model.weights, backend, model.weight_group_size)
+        quantized = {name: each for name, each in held.items() if each.placement is not None}
+        return cls(plain.weights, plain.kv, plain.group_size, quantized)
+
+    @property
+    def label(self) -> str:
+        """For people: the form of the weights; of quantized ones every form, the one of most bytes first."""
+        totals: dict[str, int] = {}
+        for each in self.quantized.values():
+            totals[each.form] = totals.get(each.form, 0) + each.bytes
+        return "+".join(sorted(totals, key=lambda form: -totals[form])) or self.weights
+
+    def weight_bytes(self, name: str, shape: tuple[int, ...]) -> int:
+        """Of the weight with this canonical name, its scales included."""
+        if name in self.quantized:
+            return self.quantized[name].bytes
+        return tensor_bytes(shape, self.weights, self.group_size)
 
 
 @dataclass(frozen=True)
@@ -37,12 +71,12 @@ class Cost:
 
     def weight_bytes(self) -> int:
         """Bytes of all weights with their scales, a tied head counted once."""
-        return sum(tensor_bytes(shape, self.forms.weights) for shape in self.spec.tensor_shapes().values())
+        return sum(self.forms.weight_bytes(name, shape) for name, shape in self.spec.tensor_shapes().items())
 
     def streamed_weight_bytes(self) -> int:
         """Bytes of weights that one step reads: all but an embedding that is not also the head."""
         embed = (self.spec.vocab_size, self.spec.hidden_size)
-        return self.weight_bytes() - (0 if self.spec.tied_head else tensor_bytes(embed, self.forms.weights))
+        return self.weight_bytes() - (0 if self.spec.tied_head else self.forms.weight_bytes("embed", embed))
 
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values of one token over all layers."""

@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from kvik.bench.checks import refuse_failed
+from kvik.bench.checks import refuse_failed, run_checks
 from kvik.bench.evidence import Result, compose
 from kvik.bench.judge import Advance, answer_tasks, compare_answers, score_text, speed_round
-from kvik.bench.judge_figures import Scores, figures_of, judge_checks, stored_scores
+from kvik.bench.judge_figures import Scores, figures_of, stored_scores
 from kvik.bench.judge_operands import Operand
 from kvik.bench.judge_sides import Side, open_sides
 from kvik.bench.machine import roofline
@@ -187,6 +187,6 @@ def _checked(result: Result) -> Result:
     """With every figure, and with the checks of a comparison beside those of any result."""
     for label, side in result["judged"]["sides"].items():
         side["figures"] = figures_of(result, label)
-    result["checks"] = [*result["checks"], *judge_checks(result)]
+    result["checks"] = run_checks(result)
     refuse_failed(result["checks"])
     return result

@@ -95,7 +95,7 @@ def stage_config(config: EngineConfig, workload: StageWorkload) -> EngineConfig:
     if cache.kv_cache_memory is not None:
         return config
     checkpoint, runner = open_model(config), create_runner(config)
-    figures = ModelFigures.of_spec(checkpoint.name, checkpoint.spec, config, runner.name)
+    figures = ModelFigures.of_checkpoint(checkpoint, config, runner.name)
     runner.close()
     block = cache.block_size
     tokens = workload.concurrency * blocks_for(workload.longest, block) * block

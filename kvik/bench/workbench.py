@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from kvik.bench.cost import Cost, Forms
@@ -36,7 +37,7 @@ class Workbench:
     name: str
     spec: DecoderSpec
 
-    @property
+    @cached_property
     def cost(self) -> Cost:
         """What this model costs in the form it is held in."""
         return model_cost(self.config, self.runner, self.spec)
@@ -78,10 +79,8 @@ class Workbench:
 
 
 def model_cost(config: EngineConfig, runner: Runner, spec: DecoderSpec) -> Cost:
-    """The cost model of a loaded model; the reference runner holds everything as float32."""
-    if runner.name == "reference":
-        return Cost(spec, Forms("f32", "f32"))
-    return Cost(spec, Forms.resolve(spec, config.model.weights, config.cache.kv_dtype))
+    """The cost model of a loaded model; its checkpoint is opened again for what is quantized in it."""
+    return Cost(spec, Forms.of_checkpoint(open_model(config), config, runner.name))
 
 
 def describe_model(name: str, cost: Cost) -> dict[str, Any]:
@@ -94,7 +93,7 @@ def describe_model(name: str, cost: Cost) -> dict[str, Any]:
         "layers": spec.num_layers,
         "hidden_size": spec.hidden_size,
         "vocab_size": spec.vocab_size,
-        "weights": forms.weights,
+        "weights": forms.label,
         "kv_dtype": forms.kv,
     }
 

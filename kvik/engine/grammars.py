@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 Faults = dict[int, Exception]
 """What went wrong, by the key of the choice that it went wrong for."""
-Tail = tuple[int, int]
-"""How many tokens a sequence has, and the last of them."""
 
 
 class _Text:
@@ -71,6 +69,9 @@ class Grammars:
         self._texts: dict[int, _Text] = {}
         self._endless: set[int] = set()
         """Keys of those that have no token to end with."""
+        self._index_list: list[int] = []
+        self._index = as_int32([])
+        """The masks of the draws of the step before, which are mostly those of this one."""
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -104,49 +105,55 @@ class Grammars:
         """The plan with a mask for every draw of a text with a grammar. What is drawn for those at fault is void."""
         if not self._texts or not len(plan.sample):
             return plan, {}
-        index, texts, tails = self._gather(plan)
-        if not texts:
+        index, drawn = self._gather(plan)
+        if not drawn:
             return plan, {}
-        masks = np.empty((len(texts), self._vocabulary().num_words), np.uint32)
-        faults = _fill(masks, texts, tails)
-        self._settle_ends(masks, texts, faults)
-        return plan.with_masks(as_int32(index), masks), faults
+        masks = np.empty((len(drawn), self._vocabulary().num_words), np.uint32)
+        faults = self._fill(masks, drawn)
+        if index != self._index_list:
+            self._index_list, self._index = index, as_int32(index)
+            self._index.flags.writeable = False  # plans of several steps may share it
+        return plan.with_masks(self._index, masks), faults
 
-    def _gather(self, plan: StepPlan) -> tuple[list[int], list[_Text], list[Tail]]:
-        """The mask of each draw; the texts that the masks belong to, in order, and where their sequences end.
+    def _gather(self, plan: StepPlan) -> tuple[list[int], list[tuple[_Text, int, int]]]:
+        """The mask of each draw; and for each mask in order its text, and the length and last token of its sequence.
 
         Draws of one row are the choices of a request that is about to fork: they are at the same place, and those after
         the first begin here.
         """
         index: list[int] = []
-        texts: list[_Text] = []
-        tails: list[Tail] = []
+        drawn: list[tuple[_Text, int, int]] = []
         first, last_row = None, -1
-        sample = plan.sample
-        newest = plan.token_ids[plan.query_start_loc[sample.rows + 1] - 1]
-        draws = zip(sample.keys.tolist(), sample.rows.tolist(), sample.positions.tolist(), newest.tolist(), strict=True)
-        for key, row, length, token in draws:
+        sample, tokens, starts = plan.sample, plan.token_ids.tolist(), plan.query_start_loc.tolist()
+        for key, row, length in zip(sample.keys.tolist(), sample.rows.tolist(), sample.positions.tolist(), strict=True):
             if row != last_row:
                 first, last_row = self._texts.get(key), row
                 if first is not None:
-                    texts.append(first)
-                    tails.append((length, token))
+                    drawn.append((first, length, tokens[starts[row + 1] - 1]))
             elif first is not None:
                 self._enter(first.copy(key))
-            index.append(-1 if first is None else len(texts) - 1)
-        return index, texts, tails
+            index.append(-1 if first is None else len(drawn) - 1)
+        return index, drawn
 
-    def _settle_ends(self, masks: UInt32, texts: list[_Text], faults: Faults) -> None:
-        """Put the tokens that end a text into the masks, or take them out; note what goes wrong."""
-        end_bit = 1 << self._vocab_size % 32
-        for row, (text, word) in enumerate(zip(texts, masks[:, self._vocab_size // 32].tolist(), strict=True)):
-            if word & end_bit and text.key not in faults:
-                try:
-                    _settle(masks[row], text, text.matcher.confirm_end(_address(masks[row])))
-                except Exception as error:
-                    faults[text.key] = error
-            elif text.plain_ends:
-                _settle(masks[row], text, may_end=False)
+    def _fill(self, masks: UInt32, drawn: list[tuple[_Text, int, int]]) -> Faults:
+        """Bring each text up to its last token and make its mask. Once the model has run, all that a step touches has
+        left the cache: what costs here is how much is touched, more than how often.
+        """
+        faults: Faults = {}
+        address, stride = masks.__array_interface__["data"][0], masks.strides[0]
+        end_word, end_bit = self._vocab_size // 32, 1 << self._vocab_size % 32
+        for row, (text, length, token) in enumerate(drawn):
+            try:
+                text.follow(length, token)
+                text.matcher.fill(address)
+                if masks.item(row, end_word) & end_bit:
+                    _settle(masks[row], text, text.matcher.confirm_end(address))
+                elif text.plain_ends:
+                    _settle(masks[row], text, may_end=False)
+            except Exception as error:
+                faults[text.key] = error
+            address += stride
+        return faults
 
     def advance(self, moved: Iterable[Request]) -> tuple[Faults, list[int]]:
         """The scheduler has committed a step: follow the new tokens of texts that have no token to end with. Returns
@@ -170,7 +177,7 @@ class Grammars:
     def explain(self, plan: StepPlan, result: StepResult) -> Faults:
         """Why draws failed, as far as their masks are the reason: nothing that they allow may be drawn."""
         sample = plan.sample
-        if not len(sample.masks) or not result.failed.any():
+        if not len(sample.masks) or True not in result.failed.tolist():
             return {}
         return {
             int(sample.keys[draw]): InvalidRequestError(
@@ -193,25 +200,6 @@ class Grammars:
 
                 self._known = GrammarVocabulary(self._tokenizer, self._vocab_size, self._end_ids)
             return self._known
-
-
-def _fill(masks: UInt32, texts: list[_Text], tails: list[Tail]) -> Faults:
-    """Bring each text up to its newest token and make its mask, except for the tokens that end it."""
-    faults: Faults = {}
-    place, stride = _address(masks), masks.strides[0]
-    for text, (length, token) in zip(texts, tails, strict=True):
-        try:
-            text.follow(length, token)
-            text.matcher.fill(place)
-        except Exception as error:
-            faults[text.key] = error
-        place += stride
-    return faults
-
-
-def _address(masks: UInt32) -> int:
-    """Where an array's words lie."""
-    return int(masks.__array_interface__["data"][0])
 
 
 def _bits(token_ids: Iterable[int]) -> list[tuple[int, int]]:

@@ -26,6 +26,15 @@ MAX_SHARED_GRAMMARS = 16
 MAX_SPELLINGS = 4096
 MAX_SPELLING_CHARS = 256
 """Texts whose tokens are kept, as the same ones must come again and again: names of properties, for example."""
+_IN_STRING = r'[^"\\\x00-\x1F\x7F]'
+SLICES = (
+    r"[\x20\x0A\x0D\x09]+",
+    *(f"{_IN_STRING}{{1,{most}}}" for most in (2, 4, 6, 8, 10, 15, 20)),
+    f"{_IN_STRING}+",
+)
+"""Sets of tokens that a mask takes as a whole where all of them may come. Inside a JSON string with room for n more
+characters those are the tokens that are surely not longer; only the rest is walked through one by one. They change what
+a mask costs, never what is in it."""
 Words = NDArray[np.uint32]
 
 
@@ -56,7 +65,7 @@ class GrammarVocabulary:
         with self._lock:
             if self._tokens is None:
                 view: Any = _TokenizerView(self._tokenizer, self.vocab_size, self.special_ids)
-                self._tokens = LLTokenizer(view)
+                self._tokens = LLTokenizer(view, slices=list(SLICES))
             return self._tokens
 
     def new_row(self) -> Words:

@@ -98,7 +98,7 @@ def decode(results: dict[str, Any], batches: Any, contexts: Any, **options: Any)
     forms = {"weights": options.get("weights", "auto"), "kv_dtype": options.get("kv_dtype", "auto")}
     rows = []
     with runner_of(**options) as runner:
-        cost = Cost(runner.spec, Forms.resolve(runner.spec, forms["weights"], forms["kv_dtype"].replace("fp8", "int8")))
+        cost = Cost(runner.spec, Forms.resolve(runner.spec, forms["weights"], forms["kv_dtype"]))
         layout = Layout(max(batches), max(contexts) + STEPS + WARM + 1, BLOCK)
         runner.allocate(layout.num_blocks, BLOCK)
         for batch in batches:

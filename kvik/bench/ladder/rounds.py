@@ -91,7 +91,7 @@ def plan_room(config: EngineConfig, seats: int, longest: int, block_size: int) -
         )
     runner = create_runner(config)
     try:
-        figures = ModelFigures.of_spec(checkpoint.name, checkpoint.spec, config, runner.name)
+        figures = ModelFigures.of_checkpoint(checkpoint, config, runner.name)
     finally:
         runner.close()
     slots = seats * blocks_for(longest, block_size) * block_size

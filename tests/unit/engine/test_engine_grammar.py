@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from typing import Any
@@ -170,6 +171,47 @@ def test_a_plan_that_is_taken_back_advances_nothing() -> None:
             interrupts += 1
     assert interrupts > 5
     assert [[output.token_ids for output in outputs(answer)] for answer in answers] == answers_alone(3)
+
+
+class Noting:
+    """A matcher that notes which tokens it is given."""
+
+    def __init__(self, matcher: Matcher, seen: list[list[int]]) -> None:
+        self._matcher, self._seen = matcher, list(seen[-1]) if seen else []
+        seen.append(self._seen)
+        self._all = seen
+
+    def copy(self) -> Noting:
+        return Noting(self._matcher.copy(), self._all)
+
+    def advance(self, token_ids: Any) -> None:
+        self._seen += token_ids
+        self._matcher.advance(token_ids)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._matcher, name)
+
+
+@pytest.mark.parametrize("ignore_eos", [False, True], ids=["with end tokens", "without"])
+def test_every_token_is_followed_once_and_the_last_only_where_nothing_else_tells_the_end(ignore_eos: bool) -> None:
+    """Preemptions and plans that are taken back make masks again, and follow nothing again."""
+    steps = iter(range(10**6))
+
+    def interrupted(plan: StepPlan) -> None:
+        if next(steps) % 5 == 4:
+            raise KeyboardInterrupt
+
+    seen: list[list[int]] = []
+    engine = grammar_engine(hook=interrupted)
+    matcher: Any = Noting(engine.grammars.compile(MADE), seen)
+    answer = engine.add(PROMPT, params(n=2, ignore_eos=ignore_eos, max_tokens=400), request_id="a", matcher=matcher)
+    while engine.has_unfinished():
+        with contextlib.suppress(KeyboardInterrupt):
+            engine.step()
+        engine.scheduler.preempt(answer.keys[1])
+    drawn = [output.token_ids for output in outputs(answer)]
+    assert [output.finish_reason for output in outputs(answer)] == ["stop", "stop"]
+    assert seen == (drawn if ignore_eos else [tokens[:-1] for tokens in drawn])
 
 
 # Where a text may end
@@ -395,3 +437,8 @@ def test_only_draws_with_a_grammar_have_a_mask() -> None:
     assert len(first.masks) == len(first.mask_index) == 0
     assert second.mask_index.tolist() == [-1, 0]
     assert second.masks.shape == (1, VOCAB // 32 + 1)
+    engine.step()
+    third = runner.plans[2].sample
+    assert third.mask_index is second.mask_index
+    assert not third.mask_index.flags.writeable
+    assert third.masks is not second.masks

@@ -13,8 +13,10 @@ import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 
+from kvik.checkpoint.box import BOX
 from kvik.errors import InvalidRequestError
 from kvik.text import grammar
+from kvik.text import matcher as matcher_file
 from kvik.text.byte_tokenizer import byte_tokenizer
 from kvik.text.matcher import MAX_SHARED_GRAMMARS, GrammarVocabulary, Matcher
 from kvik.text.tokenizer import Tokenizer
@@ -90,6 +92,27 @@ def test_text_that_must_come_is_not_spelled_with_a_space_before_it(real: tuple[T
     tokens = random_text(vocabulary, matcher, np.random.default_rng(0), 20)
     assert b"".join(map(tokenizer.token_bytes, tokens)) == b"Lily said"
     assert tokenizer.encode("\nLily said", add_special_tokens=False)[-len(tokens) :] == tokens
+
+
+def test_slices_change_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strings near their longest, where the sets of short tokens still hold and those of long ones do not."""
+    tokenizer = Tokenizer.from_directory(BOX)
+    sliced = GrammarVocabulary(tokenizer, 4096, tokenizer.eos_ids)
+    sliced.prepare()
+    monkeypatch.setattr(matcher_file, "SLICES", ())
+    plain = GrammarVocabulary(tokenizer, 4096, tokenizer.eos_ids)
+    made = grammar.json_schema({"type": "array", "items": {"type": "string", "maxLength": 23}, "maxItems": 3})
+    one, other = sliced.compile(made), plain.compile(made)
+    sizes = set()
+    for token in tokenizer.encode('["one line of some words", "a b", "characters ü"]', add_special_tokens=False):
+        found = allowed(sliced, one)
+        assert found == allowed(plain, other)
+        assert token in found[0]
+        sizes.add(len(found[0]))
+        one.advance([token])
+        other.advance([token])
+    assert len(sizes) > 10
+    assert allowed(sliced, one) == allowed(plain, other) == (set(), True)
 
 
 def raw_tokenizer(vocab: dict[str, int], write: Callable[..., Path], added: list[AddedToken]) -> Tokenizer:
