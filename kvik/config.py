@@ -66,7 +66,7 @@ class ModelOptions:
         choices=("auto", "bf16", "f32", "int8", "int4"),
     )
     weight_group_size: int = option(
-        32, "Inputs that share an int4 scale: 32, 64 or 128. All take the same memory; fewer lose less.", low=32
+        32, "Inputs that share an int4 scale: 32, 64 or 128. More take less memory; fewer lose less.", low=32
     )
     weight_symmetric: bool = option(
         False, "Give all int4 groups the zero point in the middle of their levels instead of the best one for each."
@@ -87,8 +87,9 @@ class CacheOptions:
 
     kv_dtype: str = option(
         "auto",
-        "Form of keys and values. auto is f32 for f32 weights, otherwise bf16. int8 has a scale per token and head.",
-        choices=("auto", "bf16", "f32", "int8"),
+        "Form of keys and values. auto is f32 for f32 weights, otherwise bf16. int8 has a scale per token and head. "
+        "fp8 (e4m3, without scales) is for backend cuda alone.",
+        choices=("auto", "bf16", "f32", "int8", "fp8"),
     )
     block_size: int = option(32, "Tokens in one KV block; a multiple of 32.", low=32)
     kv_cache_memory: int | None = option(
@@ -135,8 +136,9 @@ class RunnerOptions:
 
     backend: str = option(
         "auto",
-        "auto: native if it was built, else reference (plain numpy, slow).",
-        choices=("auto", "native", "reference"),
+        "auto: native if it was built, else reference (plain numpy, slow). cuda: one NVIDIA GPU or several; "
+        "needs torch.",
+        choices=("auto", "native", "cuda", "reference"),
     )
     isa: str = option(
         "auto",
@@ -148,13 +150,21 @@ class RunnerOptions:
     )
     threads: int | None = option(None, "Compute threads. Default: the cores this process may use.", low=1)
     enforce_eager: bool = option(False, "Run without captured graphs (CUDA; no effect on a CPU).")
+    deterministic: bool = option(
+        False,
+        "Give a row the same bytes whatever else is in the batch, at some cost in speed (CUDA; no effect on a CPU, "
+        "where that always holds).",
+    )
     tensor_parallel_size: int = option(1, "Ranks that share one model (CUDA; 1 on a CPU).", low=1)
     seed: int = option(0, "Seed of requests that bring none, and of dummy weights.", low=0)
 
     def __post_init__(self) -> None:
         _check(self)
-        if self.tensor_parallel_size != 1:
-            raise ConfigError(f"tensor_parallel_size is {self.tensor_parallel_size}; this backend runs on 1 rank")
+        if self.tensor_parallel_size != 1 and self.backend != "cuda":
+            raise ConfigError(
+                f"tensor_parallel_size is {self.tensor_parallel_size}; backend {self.backend!r} runs on 1 rank, "
+                "expected backend 'cuda' for more"
+            )
 
 
 CONCERNS: dict[str, type] = {
@@ -173,6 +183,11 @@ class EngineConfig:
     cache: CacheOptions = field(default_factory=CacheOptions)
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
     runner: RunnerOptions = field(default_factory=RunnerOptions)
+
+    def __post_init__(self) -> None:
+        """Hold concerns against each other. Raises ConfigError."""
+        if self.cache.kv_dtype == "fp8" and self.runner.backend != "cuda":
+            raise ConfigError(f"kv_dtype is 'fp8'; backend {self.runner.backend!r} has no such form, expected 'cuda'")
 
     @classmethod
     def from_options(cls, **options: Any) -> EngineConfig:

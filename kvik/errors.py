@@ -56,6 +56,10 @@ class EngineError(KvikError, RuntimeError):
     """The engine died, hung or lost a request; the same request may succeed when sent again."""
 
 
+class RunnerGoneError(EngineError):
+    """What computes is gone for good, such as a rank that died; only another engine can go on."""
+
+
 class OverloadedError(KvikError, RuntimeError):
     """There is no room for another request now. `retry_after_s` says when there may be."""
 

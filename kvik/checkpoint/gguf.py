@@ -24,6 +24,7 @@ from kvik.checkpoint.gguf_spec import read_gguf_spec
 from kvik.checkpoint.gguf_vocab import CONTROL, ENDINGS, tokenizer_files
 from kvik.checkpoint.quantized import QuantizedTensor
 from kvik.checkpoint.spec import DecoderSpec
+from kvik.checkpoint.stored import StoredForm, of_block_type
 from kvik.errors import CheckpointError
 from kvik.step import Float32
 
@@ -82,6 +83,10 @@ class GgufCheckpoint:
         if entry.kind.quantized:
             return unpack(name, entry.kind, blocks, f"{self._weights.path(stored)}: tensor {stored}")
         return Tensor(name, entry.kind.name.lower(), blocks)
+
+    def stored_form(self, name: str) -> StoredForm:
+        """What the header says of the weight with this canonical name. Raises CheckpointError."""
+        return of_block_type(name, self._weights.entry(self._stored_name(name)).kind)
 
     def release(self, name: str) -> None:
         """Give the weight's pages back to the operating system."""

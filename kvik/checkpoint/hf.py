@@ -20,13 +20,15 @@ from kvik.checkpoint.families import find_family, read_spec
 from kvik.checkpoint.families.decoder import MODEL_NAMES, Family, read_eos
 from kvik.checkpoint.families.fields import Fields
 from kvik.checkpoint.files import read_json, shown
-from kvik.checkpoint.formats.layout import Layout
+from kvik.checkpoint.formats.layout import FLOATS, Layout
 from kvik.checkpoint.formats.shards import Weights, open_weights
 from kvik.checkpoint.matrices import DTYPES, QuantizedMatrices
 from kvik.checkpoint.quantization import read_layout
 from kvik.checkpoint.quantized import QuantizedTensor
 from kvik.checkpoint.spec import DecoderSpec
+from kvik.checkpoint.stored import StoredForm, of_layout
 from kvik.errors import CheckpointError
+from kvik.step import Float32
 
 _DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 """Tables that old checkpoints store and every reader recomputes."""
@@ -78,6 +80,26 @@ class HuggingFaceCheckpoint:
         if self._matrices is not None and self._matrices.holds(stored):
             return self._matrices.read(name, stored, self._spec.tensor_shapes()[name])
         return Tensor(name, DTYPES[self._weights.entry(stored).dtype], self._weights.array(stored))
+
+    def stored_form(self, name: str) -> StoredForm:
+        """What config and headers say of the weight with this canonical name. Raises CheckpointError."""
+        stored = self._stored_name(name)
+        if self._matrices is None or not self._matrices.holds(stored):
+            return StoredForm(name, DTYPES[self._weights.entry(stored).dtype])
+        shape = self._spec.tensor_shapes()[name]
+        return of_layout(name, self._matrices.layout, shape, self._wide_scales(stored, shape))
+
+    def _wide_scales(self, stored: str, shape: tuple[int, ...]) -> Float32 | None:
+        """A quantized matrix's scales [outputs, groups]; None where they are stored as f16."""
+        assert self._matrices is not None
+        parts = self._matrices.layout.parts(*shape)
+        part = next(part for part, expected in parts.items() if expected.dtypes == FLOATS)
+        stored = stored.removesuffix("weight") + part
+        form = DTYPES[self._weights.entry(stored).dtype]
+        if form == "f16":
+            return None
+        scales = Tensor(stored, form, self._weights.array(stored)).float32()
+        return scales if part == "weight_scale" else scales.T
 
     def release(self, name: str) -> None:
         """Give the weight's pages back to the operating system."""

@@ -21,6 +21,7 @@ from kvik.checkpoint.families.fields import Fields
 from kvik.checkpoint.formats.shards import INDEX, SINGLE
 from kvik.checkpoint.quantized import QuantizedTensor
 from kvik.checkpoint.spec import DecoderSpec
+from kvik.checkpoint.stored import stored_form
 from kvik.errors import CheckpointError
 
 _STORED: dict[str, tuple[str, np.dtype[Any]]] = {
@@ -34,11 +35,12 @@ def write_checkpoint(checkpoint: Checkpoint, directory: str | Path, *, max_shard
     """Write config.json and the weights into a directory, made if it is not there.
 
     `max_shard_bytes` splits the weights into files of at most that much data (a tensor is never split). Raises
-    CheckpointError if a config is there already, if the family's config cannot say what the spec says, or if writing
-    fails.
+    CheckpointError if a config is there already, if the family's config cannot say what the spec says, if a weight is
+    quantized, or if writing fails.
     """
     path = Path(directory)
     config = config_of(checkpoint.spec)
+    _refuse_quantized(checkpoint)
     shards = _shards(checkpoint.spec, max_shard_bytes)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -48,6 +50,13 @@ def write_checkpoint(checkpoint: Checkpoint, directory: str | Path, *, max_shard
         (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _refuse_quantized(checkpoint: Checkpoint) -> None:
+    for name in checkpoint.spec.tensor_shapes():
+        stored = stored_form(checkpoint, name)
+        if stored.is_quantized:
+            raise CheckpointError(f"{checkpoint.name}: weight {name} is {stored.dtype}; expected a plain one")
 
 
 def config_of(spec: DecoderSpec) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from kvik.engine.free_memory import available_memory
 from kvik.engine.memory import MemoryPlan, ModelFigures, plan_memory
 from kvik.runners.choose import create_runner
 from kvik.runners.fake import fake_tokenizer
+from kvik.runners.runner import OwnMemory
 from kvik.text.described import described_tokenizer
 from kvik.text.tokenizer import Tokenizer
 
 
 def build_engine(config: EngineConfig) -> Engine:
-    """An engine with its model loaded. Memory is planned before a weight is read, and again when they are there.
+    """An engine with its model loaded. Memory is planned before a weight is read, and again when they are there; only
+    then for a runner with memory of its own.
 
     Raises ConfigError, CheckpointError, NotEnoughMemoryError, BackendError.
     """
@@ -26,7 +28,8 @@ def build_engine(config: EngineConfig) -> Engine:
     tokenizer = open_tokenizer(checkpoint)
     runner = create_runner(config)
     try:
-        plan_checkpoint(checkpoint, config, runner.name)
+        if not isinstance(runner, OwnMemory):
+            plan_checkpoint(checkpoint, config, runner.name)
         runner.load(checkpoint)
         return Engine(config, checkpoint, runner, tokenizer)
     except BaseException:
@@ -49,7 +52,12 @@ def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     return Tokenizer.from_directory(checkpoint.directory) if checkpoint.directory else None
 
 
-def plan_checkpoint(checkpoint: Checkpoint, config: EngineConfig, backend: str) -> MemoryPlan:
-    """The memory plan of a model that is not loaded. Raises ConfigError, NotEnoughMemoryError."""
-    figures = ModelFigures.of_spec(checkpoint.name, checkpoint.spec, config, backend)
-    return plan_memory(figures, available_memory(), config)
+def plan_checkpoint(
+    checkpoint: Checkpoint, config: EngineConfig, backend: str, available: int | None = None
+) -> MemoryPlan:
+    """The memory plan of a model that is not loaded, in so many bytes, or in what is free on the host.
+
+    Raises ConfigError, NotEnoughMemoryError.
+    """
+    figures = ModelFigures.of_checkpoint(checkpoint, config, backend)
+    return plan_memory(figures, available_memory() if available is None else available, config)

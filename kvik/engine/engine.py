@@ -18,11 +18,11 @@ from kvik.checkpoint.checkpoint import Checkpoint
 from kvik.config import EngineConfig
 from kvik.engine.admission import Admission
 from kvik.engine.continuation import Continuation
-from kvik.engine.free_memory import available_memory
 from kvik.engine.grammars import Grammars
 from kvik.engine.isolation import run_isolating
 from kvik.engine.ledger import Ledger
-from kvik.engine.memory import MemoryPlan, ModelFigures, plan_memory
+from kvik.engine.loaded import plan_loaded
+from kvik.engine.memory import MemoryPlan
 from kvik.engine.metrics import EngineMetrics, RequestTimes
 from kvik.engine.outputs import Answer, TextStream
 from kvik.engine.stats import EngineStats, snapshot
@@ -56,8 +56,7 @@ class Engine:
     ) -> None:
         spec = checkpoint.spec
         if memory is None:
-            figures = ModelFigures.of_runner(checkpoint.name, spec, config, runner)
-            memory = plan_memory(figures, available_memory(), config)
+            memory = plan_loaded(checkpoint, config, runner)
         runner.allocate(memory.num_blocks, memory.block_size)
         self.config, self.spec, self.runner, self.tokenizer, self.memory = config, spec, runner, tokenizer, memory
         self.scheduler = Scheduler(
@@ -119,7 +118,10 @@ class Engine:
         return answer
 
     def step(self) -> list[Answer]:
-        """Advance the requests the scheduler picks. Returns the answers that moved or ended."""
+        """Advance the requests the scheduler picks. Returns the answers that moved or ended.
+
+        Raises RunnerGoneError: no request has failed by itself, but none will be answered here any more.
+        """
         started = self._clock()
         self._ledger.end_overdue(started)
 

@@ -1,5 +1,7 @@
 """When a step raises: run its rows one by one, to find the guilty ones and spare the others.
 
+No row is to blame where the runner itself is gone: that ends the engine (RunnerGoneError).
+
 A row's bytes do not depend on its neighbours, so a row that runs again alone gives what it would have given. Keys and
 values of the failed attempt are simply written again; so are block copies, because within a plan nothing is written
 to the copied positions of a source. This file knows nothing of requests or of the scheduler.
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from kvik.errors import RunnerGoneError
 from kvik.runners.runner import Runner
 from kvik.step import Float32, Int32, SamplePlan, ScorePlan, StepPlan, StepResult, TopLogprobs
 
@@ -45,11 +48,16 @@ class Outcome:
 
 
 def run_isolating(runner: Runner, plan: StepPlan) -> Outcome:
-    """Run a plan; if that raises, run each of its rows as a plan of its own, once. A plan without rows is not run."""
+    """Run a plan; if that raises, run each of its rows as a plan of its own, once. A plan without rows is not run.
+
+    Raises RunnerGoneError.
+    """
     if not plan.num_rows:
         return Outcome(_merge(plan, []))
     try:
         return Outcome(runner.run(plan))
+    except RunnerGoneError:
+        raise
     except Exception:
         return _run_rows_alone(runner, plan)
 
@@ -61,6 +69,8 @@ def _run_rows_alone(runner: Runner, plan: StepPlan) -> Outcome:
         draws, scores = _draws_of(plan, row), _scores_of(plan, row)
         try:
             parts.append((draws, scores, runner.run(_row_plan(plan, row, draws, scores))))
+        except RunnerGoneError:
+            raise
         except Exception as error:
             faults[int(plan.keys[row])] = error
     return Outcome(_merge(plan, parts), faults, isolated=True)

@@ -3,25 +3,26 @@
     available = weights + activations + margin + KV
                                                 KV = num_blocks x block_size x kv_bytes_per_token
 
-The same arithmetic serves before loading (`kvik info --model M`, figures from the spec) and after (figures from the
-runner, weights already taken). This file knows nothing of how free memory is found, nor of who holds a block.
+The same arithmetic serves before loading (`kvik info --model M`, figures from the files' headers) and after (figures
+from the runner, weights already taken). This file knows nothing of how free memory is found, nor of who holds a block.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvik.checkpoint.checkpoint import Checkpoint
 from kvik.checkpoint.spec import DecoderSpec
 from kvik.config import CacheOptions, EngineConfig
 from kvik.errors import ConfigError, NotEnoughMemoryError
-from kvik.runners.forms import kv_head_bytes, padded, tensor_bytes
+from kvik.runners.forms import kv_head_bytes, padded
+from kvik.runners.holding import PANEL, held_weights, total_bytes
 from kvik.runners.runner import Runner, kv_form, weight_form
 
 MIN_MARGIN = 256 * 2**20
 MARGIN_FRACTION = 0.10
 MAX_SLOTS = 2**31 - 1
 SLOT_QUANTUM = 32
-NATIVE_PANEL = 32
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,21 @@ class ModelFigures:
     """The weights are already in memory, so what is free is free of them."""
 
     @classmethod
-    def of_spec(cls, name: str, spec: DecoderSpec, config: EngineConfig, backend: str) -> ModelFigures:
+    def of_checkpoint(cls, checkpoint: Checkpoint, config: EngineConfig, backend: str) -> ModelFigures:
         """Figures of a model that is not loaded. The reference runner holds everything as float32; the native one pads
-        heads, and the sides of quantized matrices, to multiples of 32.
+        heads to multiples of 32; of several ranks, what each takes. Raises CheckpointError for a quantized weight that
+        no form holds.
         """
-        held = weight_form(config.model.weights, spec.dtype)
-        kv = kv_form(config.cache.kv_dtype, held)
-        if backend == "reference":
-            held = kv = "f32"
-        panel = NATIVE_PANEL if backend == "native" else 1
-        per_token = spec.num_layers * spec.num_kv_heads * kv_head_bytes(padded(spec.head_dim, panel), kv)
-        weights = weight_bytes(spec, held, panel if held in ("int8", "int4") else 1)
-        return cls(name, weights, per_token, activation_bytes(spec, config), spec.max_position)
+        spec, model = checkpoint.spec, config.model
+        kv = kv_form(config.cache.kv_dtype, weight_form(model.weights, spec.dtype))
+        kv = "f32" if backend == "reference" else kv
+        head_dim = padded(spec.head_dim, PANEL if backend == "native" else 1)
+        per_token = spec.num_layers * spec.num_kv_heads * kv_head_bytes(head_dim, kv)
+        weights = total_bytes(held_weights(checkpoint, model.weights, backend, model.weight_group_size), backend)
+        ranks = config.runner.tensor_parallel_size
+        return cls(
+            checkpoint.name, weights // ranks, per_token // ranks, activation_bytes(spec, config), spec.max_position
+        )
 
     @classmethod
     def of_runner(cls, name: str, spec: DecoderSpec, config: EngineConfig, runner: Runner) -> ModelFigures:
@@ -56,12 +60,6 @@ class ModelFigures:
         weights = runner.memory().weights
         per_token = runner.kv_bytes_per_token()
         return cls(name, weights, per_token, activation_bytes(spec, config), spec.max_position, loaded=True)
-
-
-def weight_bytes(spec: DecoderSpec, form: str, panel: int) -> int:
-    """Bytes of all weights in this form, the sides of matrices padded to multiples of `panel`."""
-    shapes = spec.tensor_shapes().values()
-    return sum(tensor_bytes([padded(n, panel) for n in shape] if len(shape) == 2 else shape, form) for shape in shapes)
 
 
 def activation_bytes(spec: DecoderSpec, config: EngineConfig) -> int:

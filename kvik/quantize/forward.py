@@ -71,6 +71,18 @@ class LayerForward:
         del mixed
         self._mlp(weights, tokens, visit)
 
+    def attention_output(self, layer: int, weights: dict[str, Float32], x: Float32) -> Float32:
+        """What attention adds to x [sequences, length, hidden], o included."""
+        mixed = np.stack([self._attention(layer, weights, sequence) for sequence in x])
+        added: Float32 = mixed @ weights["o"].T + weights.get("o_bias", np.float32(0))
+        return added
+
+    def mlp_output(self, weights: dict[str, Float32], x: Float32) -> Float32:
+        """What the MLP adds to x [.., hidden], down included."""
+        normed = rms_norm(x, weights["mlp_norm"], self._spec.rms_norm_eps)
+        added: Float32 = (silu(normed @ weights["gate"].T) * (normed @ weights["up"].T)) @ weights["down"].T
+        return added
+
     def _mlp(self, weights: dict[str, Float32], tokens: Float32, visit: Visit | None) -> None:
         spec = self._spec
 

@@ -15,6 +15,7 @@ import numpy as np
 from kvik.checkpoint.quantized import QuantizedTensor
 from kvik.checkpoint.spec import DecoderSpec
 from kvik.quantize.awq import quantize_awq
+from kvik.quantize.blocks import Blocks, judged_by
 from kvik.quantize.forward import READERS, LayerForward, Statistics
 from kvik.quantize.gptq import quantize_gptq
 from kvik.quantize.grid import Grid, Rounded, kept, round_to_nearest
@@ -42,11 +43,12 @@ class LayerQuantizer:
     def _whole(self, layer: int, weights: dict[str, Float32], x: Float32 | None) -> dict[str, Rounded]:
         seen: dict[str, Statistics] = {}
         if self._forward is not None and x is not None:
+            some = judged_by(x)
             self._forward.run(layer, weights, x, seen.__setitem__)
-        if self._options.method == "awq":
-            return quantize_awq(self._spec, weights, seen, self._grid, self._options.group_size)
-        if self._options.method == "int8":
-            return quantize_int8(self._spec, weights, seen, self._grid)
+            if self._options.method == "int8":
+                return quantize_int8(self._spec, weights, seen, self._grid)
+            blocks = Blocks(self._forward, layer, weights, some, seen)
+            return quantize_awq(self._spec, weights, seen, blocks, self._grid, self._options.group_size)
         names = [name for readers in READERS.values() for name in readers]
         return {name: round_to_nearest(weights[name], self._grid, self._size(weights[name])) for name in names}
 

@@ -8,7 +8,7 @@ from typing import Any
 from kvik.checkpoint.fake import PREFIX as FAKE
 from kvik.config import EngineConfig
 from kvik.errors import BackendError
-from kvik.runners.cuda import refusal
+from kvik.runners.cuda import refusal, too_few_gpus
 from kvik.runners.fake import FakeRunner
 from kvik.runners.native import NativeRunner, available
 from kvik.runners.reference import ReferenceRunner
@@ -52,7 +52,7 @@ def _built(kind: type[ReferenceRunner] | type[NativeRunner], config: EngineConfi
 
 def _on_gpu(config: EngineConfig) -> Runner:
     """One rank, or several; torch is imported here and nowhere earlier. Raises BackendError where it cannot serve."""
-    why = refusal()
+    why = refusal() or too_few_gpus(config.runner.tensor_parallel_size)
     if why is not None:
         raise BackendError(f"backend is 'cuda', which cannot serve here: {why}")
     from kvik.runners.cuda.parallel.runner import ParallelRunner
@@ -64,6 +64,7 @@ def _on_gpu(config: EngineConfig) -> Runner:
         "kv_dtype": config.cache.kv_dtype,
         "group_size": model.weight_group_size,
         "symmetric": model.weight_symmetric,
+        "deterministic": options.deterministic,
     }
     if options.tensor_parallel_size == 1:
         return CudaRunner(options, **forms)

@@ -5,6 +5,7 @@
     int4             matrices: half a byte a weight, an f16 scale and a byte of zero point per group of inputs of a row;
                      vectors stay float32
     int8 KV          per token, KV head and side: 1 byte a value and a float32 scale
+    fp8 KV           1 byte a value, no scale
 
 Weights that are quantized in the checkpoint are counted by `placement.py`. This file knows sizes only, not how values
 are rounded (the reference runner's `quantized.py`) or laid out (csrc/).
@@ -16,6 +17,7 @@ import math
 from collections.abc import Sequence
 
 VALUE_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
+KV_VALUE_BYTES = VALUE_BYTES | {"fp8": 1}
 GROUP = 32
 """Inputs with one stored int4 scale; the least that can share one."""
 
@@ -41,4 +43,4 @@ def tensor_bytes(shape: Sequence[int], form: str, group_size: int = GROUP) -> in
 
 def kv_head_bytes(head_dim: int, form: str) -> int:
     """Bytes of one KV head's key and value of one token."""
-    return 2 * (head_dim + 4 if form == "int8" else head_dim * VALUE_BYTES[form])
+    return 2 * (head_dim + 4 if form == "int8" else head_dim * KV_VALUE_BYTES[form])

@@ -1,8 +1,9 @@
 """Which form a weight that is quantized already is held in by a fast runner, and what that takes in bytes.
 
-The decision is made from the record alone (`kvik/checkpoint/quantized.py`), before anything is packed. Every form holds
-the record's numbers themselves: the levels, and scales and zeros as they are, or as products that float32 holds. This
-file knows nothing of where the numbers lie in memory (csrc/layout.h).
+The decision is made from what is stored (`kvik/checkpoint/stored.py`), before a weight is read, and from the record
+that was read (`quantized.py`): it is the same. Every form holds the record's numbers themselves: the levels, and scales
+and zeros as they are, or as products that float32 holds. This file knows nothing of where the numbers lie in memory
+(csrc/layout.h).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvik.checkpoint.quantized import QuantizedTensor
+from kvik.checkpoint.stored import StoredForm
 from kvik.errors import CheckpointError
 from kvik.runners.forms import padded
 from kvik.step import Float32
@@ -68,23 +70,43 @@ class Placement:
 
 def place(record: QuantizedTensor) -> Placement:
     """The smallest form that holds the record exactly. Raises CheckpointError for groups that no form has."""
-    inputs = record.shape[1]
-    if (form := _super_block_form(record)) is not None:
+    return place_stored(described(record), record.shape)
+
+
+def described(record: QuantizedTensor) -> StoredForm:
+    """What its header would say of a record that has been read."""
+    zeros = None if record.zeros is None else (int(record.zeros.min()), int(record.zeros.max()))
+    return StoredForm(
+        record.name,
+        record.dtype,
+        record.bits,
+        record.group_size,
+        zeros,
+        record.scales,
+        record.order is not None,
+        record.super_blocks is not None,
+    )
+
+
+def place_stored(stored: StoredForm, shape: Sequence[int]) -> Placement:
+    """The same of a quantized weight that has not been read, [outputs, inputs]. Raises CheckpointError."""
+    inputs = shape[1]
+    if (form := _super_block_form(stored, inputs)) is not None:
         return Placement(form, SUPER_BLOCK)
-    whole_row = record.group_size >= inputs
-    group = padded(inputs, _PANEL) if whole_row else record.group_size
-    if record.bits <= 4 and group % 32 == 0 and _has_byte_zeros(record):
-        if _fits_f16(record.scales):
+    whole_row = stored.group_size >= inputs
+    group = padded(inputs, _PANEL) if whole_row else stored.group_size
+    if stored.bits <= 4 and group % 32 == 0 and _has_byte_zeros(stored):
+        if stored.scales is None or _fits_f16(stored.scales):
             return Placement("int4", group)
-        if _fits_f16(record.scales / units(record.scales)):
+        if _fits_f16(stored.scales / units(stored.scales)):
             return Placement("int4", group, has_units=True)
-    if whole_row and _shifts_to_bytes(record):
+    if whole_row and _shifts_to_bytes(stored):
         return Placement("int8", group)
     if group % 16:
         raise CheckpointError(
-            f"{record.name} has groups of {record.group_size} inputs; expected a multiple of 16, or all {inputs}"
+            f"{stored.name} has groups of {stored.group_size} inputs; expected a multiple of 16, or all {inputs}"
         )
-    return Placement("bytes", group if group % 32 == 0 else 16, has_offsets=not _shifts_to_bytes(record))
+    return Placement("bytes", group if group % 32 == 0 else 16, has_offsets=not _shifts_to_bytes(stored))
 
 
 def units(scales: Float32) -> Float32:
@@ -95,30 +117,26 @@ def units(scales: Float32) -> Float32:
     return powers
 
 
-def _super_block_form(record: QuantizedTensor) -> str | None:
-    """k4 or k6, if the record says its scales as they do."""
-    blocks = record.super_blocks
-    if blocks is None or record.shape[1] % SUPER_BLOCK:
+def _super_block_form(stored: StoredForm, inputs: int) -> str | None:
+    """k4 or k6, if it says its scales as they do."""
+    if not stored.in_super_blocks or inputs % SUPER_BLOCK:
         return None
-    if record.bits == 4 and record.group_size == 32 and blocks.min_step is not None:
+    if stored.bits == 4 and stored.group_size == 32 and stored.zeros is None:
         return "k4"
-    centred = record.zeros is not None and bool((record.zeros == 32).all())
-    return "k6" if record.bits == 6 and record.group_size == 16 and centred else None
+    return "k6" if stored.bits == 6 and stored.group_size == 16 and stored.zeros == (32, 32) else None
 
 
-def _has_byte_zeros(record: QuantizedTensor) -> bool:
+def _has_byte_zeros(stored: StoredForm) -> bool:
     """Whether 128 - zero is a byte."""
-    if record.zeros is None:
-        return False
-    return int(record.zeros.min()) > -_OFFSET and int(record.zeros.max()) <= _OFFSET
+    return stored.zeros is not None and stored.zeros[0] > -_OFFSET and stored.zeros[1] <= _OFFSET
 
 
-def _shifts_to_bytes(record: QuantizedTensor) -> bool:
+def _shifts_to_bytes(stored: StoredForm) -> bool:
     """Whether level - zero + 128 is a byte, for every level there could be."""
-    if record.zeros is None:
+    if stored.zeros is None:
         return False
-    most = 2**record.bits - 1
-    return int(record.zeros.max()) <= _OFFSET and most - int(record.zeros.min()) + _OFFSET <= 255
+    most = 2**stored.bits - 1
+    return stored.zeros[1] <= _OFFSET and most - stored.zeros[0] + _OFFSET <= 255
 
 
 def _fits_f16(scales: Float32) -> bool:

@@ -7,7 +7,7 @@ in order and answers each with a StepResult.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from kvik.checkpoint.checkpoint import Checkpoint
 from kvik.step import Float32, StepPlan, StepResult
@@ -86,3 +86,16 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free everything. Idempotent."""
+
+
+@runtime_checkable
+class OwnMemory(Protocol):
+    """What a runner has beside, whose weights and KV lie in memory that is not the host's."""
+
+    def free_memory(self) -> int:
+        """Bytes that are free there."""
+
+    def peak_bytes(self, num_tokens: int, num_rows: int) -> int:
+        """The most that a step of so many tokens and rows takes beside weights and KV, in bytes, measured before
+        `allocate`.
+        """

@@ -3,7 +3,7 @@
 The engine gets as many requests as it has seats, and a few to take their place, so that the order is settled here,
 where callers are known. A request that would wait longer for its first token than `target_ttft`, at the pace measured,
 is refused and told when to come back; so is what would make one caller's queue too long. Nobody is refused while the
-backlog is small.
+backlog is small. Who is let in shall not be given up later, so the estimate must leave room for its own error.
 
 Pure bookkeeping: `granted` and `dropped` of a ticket are called when its turn comes or its place is taken away.
 """
@@ -25,7 +25,14 @@ MAX_WAITING_TOKENS = 2**22
 SMALL_BACKLOG_STEPS = 4
 MAX_RETRY_AFTER_S = 120.0
 HEADROOM = 0.9
-"""Share of the target that may be spent waiting for a turn; an estimate is not exact, and a prompt takes time too."""
+"""Share of the target that may be spent waiting for a turn; a prompt takes time too."""
+DOOR = 0.5
+"""Share of the target that a wait may be expected to take. A queue so long keeps the engine busy just as well, and an
+engine that pauses for a while, or becomes slower by a third, makes nobody wait too long who was let in before."""
+TURNS_KNOWN = 8
+"""Turns of one caller after which its own pace says something."""
+OWN_HALF_LIFE_S = 10.0
+"""A caller's share changes with what others send, faster than the engine's speed."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,9 @@ class Admission:
         """Prompt tokens in the engine without a first token yet."""
         self._token_pace = Pace(clock)
         self._turn_pace = Pace(clock)
+        self._own_paces: dict[str, Pace] = {}
+        """Turns of each caller that has requests waiting: others who are served less come before it again and again."""
+        self._clock = clock
 
     @property
     def patience(self) -> float:
@@ -96,7 +106,9 @@ class Admission:
             wait = backlog / token_rate
         if turn_rate is not None and requests > self.window.seats // 4:
             wait = max(wait, (requests + 1) / turn_rate)
-        return wait
+        own = self._own_paces.get(caller)
+        own_rate = own.rate(TURNS_KNOWN) if own is not None else None
+        return wait if own_rate is None else max(wait, (self._queue.waiting(caller) + 1) / own_rate)
 
     def check(self, caller: str, tokens: int = 1) -> None:
         """Whether a request of this caller and size might be let in now. Raises OverloadedError, or ApiError(429) if
@@ -112,7 +124,7 @@ class Admission:
                 retry_after_s=1.0,
             )
         wait = self.estimate(caller, tokens)
-        if wait > self.patience:
+        if wait > DOOR * self._flow.target_ttft:
             raise self._refusal(wait)
         if self._queue.tokens and self._queue.tokens + tokens > MAX_WAITING_TOKENS:
             raise self._refusal(wait)
@@ -126,6 +138,9 @@ class Admission:
             self._push_out()
         self._queue.add(place)
         place.waiting = True
+        if place.caller not in self._own_paces:
+            self._own_paces[place.caller] = Pace(self._clock, OWN_HALF_LIFE_S)
+            self._own_paces[place.caller].backlogged(True)
         self._advance()
 
     def first_token(self, place: Place) -> None:
@@ -145,6 +160,7 @@ class Admission:
         if place.waiting:
             place.waiting = False
             self._queue.remove(place)
+            self._forget(place.caller)
         elif place.inside:
             place.inside = False
             self._seats_taken -= place.seats
@@ -163,6 +179,7 @@ class Admission:
         assert isinstance(last, Place)
         last.waiting = False
         self._queue.remove(last)
+        self._forget(last.caller)
         last.dropped(self._refusal(self.estimate(last.caller, last.tokens)))
 
     def _advance(self) -> None:
@@ -176,16 +193,23 @@ class Admission:
             self._seats_taken += place.seats
             self._prefilling += place.tokens
             self._turn_pace.done(1)
+            self._own_paces[place.caller].done(1)
+            self._forget(place.caller)
             place.granted()
         self._pace()
+
+    def _forget(self, caller: str) -> None:
+        """A caller's own pace, once it has nothing waiting."""
+        if not self._queue.waiting(caller):
+            self._own_paces.pop(caller, None)
 
     def _pace(self) -> None:
         self._token_pace.backlogged(self._prefilling + self._queue.tokens >= self.window.step_tokens)
         self._turn_pace.backlogged(len(self._queue) > 0)
 
     def _refusal(self, wait: float) -> OverloadedError:
-        """Come back when the wait will be half of what is allowed, and not all at once."""
-        after = max(1.0, wait - self._flow.target_ttft / 2) * random.uniform(1.0, 1.25)
+        """Come back when the wait will be half of what is let in, and not all at once."""
+        after = max(1.0, wait - DOOR * self._flow.target_ttft / 2) * random.uniform(1.0, 1.25)
         return OverloadedError(
             "the server is full: a new request would wait too long for its first token",
             retry_after_s=min(MAX_RETRY_AFTER_S, after),

@@ -5,7 +5,7 @@ Written down so that the server can be tested with anything that behaves so. Kno
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -38,6 +38,9 @@ class Stream(Protocol):
     """One request, update after update; see kvik/engine/remote/stream.py."""
 
     def __aiter__(self) -> AsyncIterator[Update]: ...
+
+    def bound(self, num_bytes: int, overflow: Callable[[], None]) -> None:
+        """Call `overflow` at every update that comes while more than so much is kept for its reader."""
 
     async def wait(self, timeout_s: float) -> bool:
         """Whether something of it can be had without waiting, at the latest after so long."""

@@ -48,6 +48,8 @@ class Exchange:
         """Whether the reply is a stream, and whether it has been handed over whole."""
         self.endless = False
         """Whether it goes on until somebody ends it."""
+        self.blocked_since: float | None = None
+        """Since when a piece of the stream waits for the client to take more, by the event loop's clock."""
         self.notes: dict[str, Any] = {}
         """For the log line: numbers and names, never text of a prompt or an answer."""
         self._has_body = b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
@@ -125,7 +127,11 @@ class Exchange:
 
     async def write(self, data: bytes) -> None:
         """A piece of a stream. Waits while the client has more than it takes."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self.blocked_since = asyncio.get_running_loop().time()
+        try:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        finally:
+            self.blocked_since = None
 
     async def end_stream(self, data: bytes) -> None:
         """The last piece of a stream."""

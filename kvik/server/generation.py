@@ -22,10 +22,14 @@ from kvik.server.admission import Place
 from kvik.server.backend import Stream
 from kvik.server.exchange import Exchange
 from kvik.server.meter import CALLER_FULL, SERVER_FULL
-from kvik.server.protocol.errors import SERVER, ApiError, deadline_exceeded
+from kvik.server.protocol.errors import SERVER, ApiError, client_too_slow, deadline_exceeded
 from kvik.server.service import Loaded, Service
 
 LONG_S = 86_400.0
+MAX_KEPT_BYTES = 160 * 1024
+"""Of an answer, for a client that takes nothing. With what its connection holds (64 KiB and a piece) it is 256 KiB."""
+STUCK_S = 1.0
+"""A client that takes nothing for so long does not read, or reads too slowly; a shorter pause may be our own."""
 LEAST_S = 0.001
 
 
@@ -116,6 +120,7 @@ class Generation:
                 if sink.whole:
                     await self._take_whole(number, stream, place)
                 else:
+                    stream.bound(MAX_KEPT_BYTES, self._cut_if_stuck)
                     async for update in stream:
                         self._check_in_time()
                         self._note(place, update)
@@ -175,6 +180,12 @@ class Generation:
         for update in updates:
             self._note(place, update)
             self._whole.append((number, update))
+
+    def _cut_if_stuck(self) -> None:
+        """Too much is kept for the client: end the request if that is because it does not read."""
+        since = self._exchange.blocked_since
+        if since is not None and asyncio.get_running_loop().time() - since >= STUCK_S:
+            self._exchange.end(client_too_slow())
 
     def _check_in_time(self) -> None:
         """Something has come. Raises ApiError(504) if it is the first of the call and too late."""

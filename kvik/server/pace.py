@@ -33,10 +33,13 @@ class Pace:
             self._settle()
             self._amount += amount
 
-    def rate(self) -> float | None:
-        """Amount per second, or None while nothing is known. A backlog that does not move lowers it."""
+    def rate(self, least: float = 0.0) -> float | None:
+        """Amount per second, or None while nothing is known, or less than `least` has been done lately. A backlog that
+        does not move lowers it.
+        """
         self._settle()
-        return self._amount / self._time if self._time >= LEAST_S and self._amount > 0 else None
+        known = self._time >= LEAST_S and self._amount > 0 and self._amount >= least
+        return self._amount / self._time if known else None
 
     def _settle(self) -> None:
         """Take in the time until now."""

@@ -16,6 +16,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,8 +34,15 @@ from kvik.server.logs import Log, forward_libraries, where
 from kvik.server.options import ConnectionOptions, ListenOptions
 from kvik.server.protocol.errors import aborted
 
-ACCEPT_BATCH = 64
-"""Connections taken at a time, so that a flood of them does not hold up the others."""
+ACCEPT_BATCH = 8
+"""Connections taken at a time, so that a flood of them does not hold up the others. Each has a file before it is
+counted, and for a moment after it is turned away: several batches must fit the spare files, because asyncio takes no
+connection for a second when it finds none.
+"""
+SWITCH_S = 0.0005
+"""How long a thread that is busy with a long text may keep the others waiting. The event loop needs its turn several
+times for every small request, so that a tenth of the interpreter's own choice is felt tenfold.
+"""
 BACKLOG = 2048
 SEND_BUFFER = 65536
 """Bytes the system keeps for a client that does not read (it doubles them)."""
@@ -162,6 +170,8 @@ class Running:
 
     async def main(self) -> None:
         """Serve until a signal comes. Raises KvikError if the model cannot be loaded."""
+        switch_s = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_S)
         serving = asyncio.ensure_future(self.http.serve(sockets=[self._socket]))
         loading = asyncio.ensure_future(self._backend.ready())
         stopping = asyncio.ensure_future(self.signals.stop.wait())
@@ -180,6 +190,7 @@ class Running:
             for task in (loading, stopping):
                 task.cancel()
             await self._end(serving)
+            sys.setswitchinterval(switch_s)
 
     def _loaded(self, info: ModelInfo) -> None:
         # What was loaded stays; the collector of garbage need not look at it again.

@@ -130,10 +130,12 @@ class Service:
         return sum(not exchange.endless for exchange in self.open)
 
     def failed(self, exchange: Exchange, told: ApiError) -> None:
-        """Log what the engine said of a failure and the client is not told; others' words only for whoever debugs."""
-        if told.detail is not None:
+        """Log what was said of a failure and the client is not told; others' words only for whoever debugs."""
+        if told.detail is None:
+            return
+        if told.status >= 500:
             self.log.error("request_failed", id=exchange.request_id, reason=own_words(told.detail))
-            self.log.debug("request_failed", id=exchange.request_id, detail=told.detail)
+        self.log.debug("request_failed", id=exchange.request_id, detail=told.detail)
 
     def end_all(self, reason: ApiError) -> None:
         """Answer what is open with this, wherever it is; what is not being computed is left alone."""

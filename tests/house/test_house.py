@@ -43,9 +43,11 @@ GROUND = {"errors", "config", "request", "step"}
 FLOOR_ZERO_IMPORTS = set(sys.stdlib_module_names) | {"numpy"}
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 400
-FORBIDDEN_MODULES = {"torch", "transformers", "pickle", "dill", "marshal", "shelve", "subprocess", "yaml"}
+FORBIDDEN_MODULES = {"torch", "triton", "transformers", "pickle", "dill", "marshal", "shelve", "subprocess", "yaml"}
 STARTS_PROGRAMS = {"kvik/bench/peers.py", "kvik/engine/remote/process.py"}
 """The engines that Kvik is compared with are processes, and so may its own engine be; nothing else here starts one."""
+NEEDS_TORCH = "kvik/runners/cuda/"
+"""The one folder whose files may import torch and triton; nothing imports them before a GPU is asked for."""
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_TEXT = ("trust_remote_code", "torch.load", "yaml.load", "os.system", "os.popen")
 ENVIRONMENT = {"environ", "getenv", "environb"}
@@ -130,10 +132,21 @@ def test_scheduler_holds_integers_only() -> None:
     assert rooms <= FLOOR_ZERO_IMPORTS | {"kvik"}
 
 
+def forbidden_in(name: str) -> set[str]:
+    """Modules that a file must not import, by its path."""
+    starts = {"subprocess"} if name in STARTS_PROGRAMS else set()
+    return FORBIDDEN_MODULES - starts - ({"torch", "triton"} if name.startswith(NEEDS_TORCH) else set())
+
+
+def test_torch_is_for_one_folder_alone() -> None:
+    assert {"torch", "triton"} <= forbidden_in("kvik/runners/choose.py") & forbidden_in("kvik/engine/engine.py")
+    assert {"transformers", "pickle"} <= forbidden_in("kvik/runners/cuda/runner.py")
+    assert not {"torch", "triton"} & forbidden_in("kvik/runners/cuda/kernels/rope.py")
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_no_forbidden_module_or_call(path: Path) -> None:
-    forbidden = FORBIDDEN_MODULES - ({"subprocess"} if name_of(path) in STARTS_PROGRAMS else set())
-    modules = {module.split(".")[0] for module, _ in imports_of(path)} & forbidden
+    modules = {module.split(".")[0] for module, _ in imports_of(path)} & forbidden_in(name_of(path))
     calls = {
         node.func.id
         for node in ast.walk(TREES[path])
@@ -151,11 +164,23 @@ def test_only_the_command_line_reads_the_environment(path: Path) -> None:
     assert not reads
 
 
+def is_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """A Triton kernel, which cannot be cut as functions can."""
+    return any(ast.unparse(decorator) == "triton.jit" for decorator in function.decorator_list)
+
+
+def test_only_kernels_may_be_long() -> None:
+    kernel, cached, bare = functions_of(ast.parse("@triton.jit\ndef a(): 0\n@cache\ndef b(): 0\ndef c(): 0"))
+    assert is_kernel(kernel)
+    assert not is_kernel(cached)
+    assert not is_kernel(bare)
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_are_read_in_one_sitting(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
     for function in functions_of(TREES[path]):
-        assert (function.end_lineno or 0) - function.lineno < MAX_FUNCTION_LINES, function.name
+        assert is_kernel(function) or (function.end_lineno or 0) - function.lineno < MAX_FUNCTION_LINES, function.name
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -237,3 +262,10 @@ def test_command_line_starts_without_the_engine() -> None:
     heavy = {"numpy", "tokenizers", "jinja2", "huggingface_hub", "tqdm", "torch"}
     assert not {module.split(".")[0] for module in modules} & heavy
     assert not {module for module in modules if module.startswith(("kvik.engine", "kvik.runners", "kvik.checkpoint"))}
+
+
+def test_everything_that_runs_without_a_gpu_starts_without_torch() -> None:
+    parts = ("kvik.cli.main", "kvik.engine.build", "kvik.engine.llm", "kvik.runners.choose", "kvik.server.run")
+    modules = loaded_after(f"import {', '.join(parts)}; kvik.runners.choose.available()")
+    assert set(parts) <= modules
+    assert not {module.split(".")[0] for module in modules} & {"torch", "triton", "transformers"}

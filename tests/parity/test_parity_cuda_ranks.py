@@ -1,10 +1,14 @@
-"""Two ranks give what one gives: over gloo on the CPU, with the model in the box; and a rank that dies is named."""
+"""Two ranks give what one gives, over gloo on the CPU with the model in the box, until one of them dies, and is named.
+
+The ranks are started once: that is what takes the time.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import cuda_bench
 import numpy as np
@@ -12,7 +16,7 @@ import pytest
 from oracle import BLOCK, greedy, max_difference, plan_for, shuffled_tables
 
 from kvik.checkpoint import open_checkpoint
-from kvik.errors import ConfigError, EngineError
+from kvik.errors import ConfigError, EngineError, RunnerGoneError
 from kvik.runners.cuda.parallel.runner import ParallelRunner
 from kvik.runners.cuda.parallel.wire import from_bytes, to_bytes
 from kvik.step import as_int32
@@ -24,14 +28,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 
 def new_ranks(size: int = 2, model: str | None = None) -> ParallelRunner:
     return ParallelRunner(model, size, {"enforce_eager": True}, FORMS, device="cpu")
-
-
-@pytest.fixture
-def ranks() -> Iterator[ParallelRunner]:
-    runner = new_ranks()
-    runner.load(open_checkpoint(None))
-    yield runner
-    runner.close()
 
 
 def greedy_answer(runner: object, count: int) -> list[int]:
@@ -47,7 +43,19 @@ def greedy_answer(runner: object, count: int) -> list[int]:
     return ids[len(PROMPT) :]
 
 
-def test_two_ranks_answer_as_one(ranks: ParallelRunner) -> None:
+def test_two_ranks_answer_as_one_until_one_dies() -> None:
+    ranks = new_ranks()
+    try:
+        assert ranks.free_memory() > 0, "asked of the devices, before a rank is started"
+        ranks.load(open_checkpoint(None))
+        check_memory(ranks)
+        check_answers(ranks)
+        check_death(ranks)
+    finally:
+        ranks.close()
+
+
+def check_answers(ranks: ParallelRunner) -> None:
     alone = cuda_bench.new_runner()
     alone.load(open_checkpoint(None))
     assert greedy_answer(ranks, 12) == greedy_answer(alone, 12)
@@ -62,10 +70,34 @@ def test_two_ranks_answer_as_one(ranks: ParallelRunner) -> None:
     assert greedy_answer(ranks, 2) == greedy_answer(alone, 2), "a refused plan does not disturb the ranks"
 
 
-def test_a_dead_rank_is_named(ranks: ParallelRunner) -> None:
-    greedy_answer(ranks, 1)
+@dataclass
+class Pretended:
+    """The count of rank 0's memory; the other rank has its own."""
+
+    number: int
+
+    def free(self) -> int:
+        return self.number
+
+    def peak(self, work: Callable[[], object]) -> int:
+        work()
+        return self.number
+
+
+def check_memory(ranks: ParallelRunner) -> None:
+    """The least that any rank has free counts, and the most that any takes."""
+    own = ranks._runner
+    told = own._memory
+    for number, least, most in ((-1, True, False), (2**60, False, True)):
+        own._memory = Pretended(number)
+        assert (ranks.free_memory() == number) is least
+        assert (ranks.peak_bytes(16, 3) == number) is most
+    own._memory = told
+
+
+def check_death(ranks: ParallelRunner) -> None:
     os.kill(ranks._children[0].pid or 0, signal.SIGKILL)
-    with pytest.raises(EngineError, match="rank 1 of 2 died with exit status -9"):
+    with pytest.raises(RunnerGoneError, match="rank 1 of 2 died with exit status -9"):
         greedy_answer(ranks, 2)
     ranks.close()
     with pytest.raises(EngineError, match="no model"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,20 +43,44 @@ def test_logits_are_the_references_however_the_prompt_is_cut(spec: Any) -> None:
     assert max_difference(ours, reference_logits(spec, ids)) <= FLOAT32_BOUND
 
 
+def check_kernels(spec: Any, chunks: Sequence[int]) -> None:
+    ids = token_ids(spec, sum(chunks))
+    ours = teacher_forced_logits(new_runner(kernels=True), random_checkpoint(spec), ids, chunks)
+    assert max_difference(ours, reference_logits(spec, ids)) <= FLOAT32_BOUND
+
+
 @pytest.mark.parametrize("name", ["qwen3-d16-g4-tied", "llama-d80-g1-biases", "mistral-d8-g2-window"])
 def test_kernels_give_the_references_logits(name: str) -> None:
-    ids, chunks = token_ids(TOYS[name], 5), [3, 1, 1]
-    ours = teacher_forced_logits(new_runner(kernels=True), random_checkpoint(TOYS[name]), ids, chunks)
-    assert max_difference(ours, reference_logits(TOYS[name], ids)) <= FLOAT32_BOUND
+    """In the interpreter of a single layer: the next runs the same kernels."""
+    spec = TOYS[name]
+    if ON_GPU:
+        check_kernels(spec, CHUNKS)
+    else:
+        check_kernels(replace(spec, num_layers=1, sliding_window=spec.sliding_window[:1]), [2, 1])
 
 
-@pytest.mark.parametrize(("weights", "kv_dtype"), [("int8", "f32"), ("int4", "f32"), ("f32", "int8"), ("int4", "int8")])
-@pytest.mark.parametrize("kernels", [False, True], ids=["plain", "kernels"])
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", TOYS.values(), ids=TOYS.keys())
+def test_kernels_give_the_references_logits_of_every_toy(spec: Any) -> None:
+    check_kernels(spec, [3, 1, 1] if not ON_GPU else CHUNKS)
+
+
+FORMS = [("int8", "f32"), ("int4", "f32"), ("f32", "int8"), ("int4", "int8")]
+IN_KERNELS = [("int8", "f32"), ("int4", "int8")]
+"""Of those, in which every form is once."""
+
+
+@pytest.mark.parametrize(
+    ("weights", "kv_dtype", "kernels"),
+    [(*forms, False) for forms in FORMS]
+    + [pytest.param(*forms, True, marks=[] if forms in IN_KERNELS or ON_GPU else pytest.mark.slow) for forms in FORMS],
+)
 def test_quantized_forms_are_the_references(weights: str, kv_dtype: str, kernels: bool) -> None:
     """Quantized weights are computed with in float32 here; a GPU computes in bf16 and is held more loosely."""
-    ids = token_ids(SMALL, 8)
+    chunks = [2, 1] if kernels else [6, 1, 1]
+    ids = token_ids(SMALL, sum(chunks))
     forms = {"weights": weights, "kv_dtype": kv_dtype}
-    ours = teacher_forced_logits(new_runner(kernels=kernels, **forms), random_checkpoint(SMALL), ids, [6, 1, 1])
+    ours = teacher_forced_logits(new_runner(kernels=kernels, **forms), random_checkpoint(SMALL), ids, chunks)
     theirs = reference_logits(SMALL, ids, **forms)
     in_bf16 = ON_GPU and weights != "f32"
     bound = 0.15 * np.abs(theirs).max() if in_bf16 else 2e-3 if kv_dtype == "int8" else FLOAT32_BOUND
@@ -174,10 +199,19 @@ def test_memory_is_what_is_held() -> None:
     assert runner.memory().weights == runner.memory().kv == 0
 
 
-def test_a_row_has_the_same_bytes_in_any_company_if_that_is_asked_for() -> None:
+@pytest.mark.parametrize(
+    "schedules",
+    [
+        ([{0: 2}, {1: 2}], [{0: 1, 1: 1}, {0: 1, 1: 1}]),
+        pytest.param(
+            ([{0: 5}, {1: 3}], [{0: 2, 1: 2}, {0: 1, 1: 1}, {0: 2}]), marks=[] if ON_GPU else pytest.mark.slow
+        ),
+    ],
+    ids=["short", "longer"],
+)
+def test_a_row_has_the_same_bytes_in_any_company_if_that_is_asked_for(schedules: tuple[Any, Any]) -> None:
     """Prompts whole and in pieces, alone and beside others: to the last bit."""
-    prompts = [token_ids(SMALL, 5), token_ids(SMALL, 3, 1)]
-    schedules = ([{0: 5}, {1: 3}], [{0: 2, 1: 2}, {0: 1, 1: 1}, {0: 2}])
+    prompts = [token_ids(SMALL, sum(step.get(key, 0) for step in schedules[0]), key) for key in (0, 1)]
     results = []
     for schedule in schedules:
         runner, tables = ready(SMALL, prompts, kernels=True, deterministic=True)

@@ -2,19 +2,21 @@
 
     held > sent > over         and back to held when the engine dies before anything was taken
 
-Updates that pile up are merged per choice, so a slow reader costs no more than the request's own text and tokens. This
-file knows nothing of channels; it lives on one event loop and is used there only.
+Updates that pile up are merged per choice (pile.py), so a slow reader costs little more than the request's own text and
+tokens; whoever wants that bounded is told when it is more than so many bytes. This file knows nothing of channels; it
+lives on one event loop and is used there only.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
+from collections.abc import Callable
 from dataclasses import replace
 
 from kvik.engine.remote.frames import Submit, Update
+from kvik.engine.remote.pile import Pile
 from kvik.errors import KvikError
-from kvik.request import FinishReason, TokenLogprobs
+from kvik.request import FinishReason
 
 SHORTEST_DEADLINE_S = 0.001
 
@@ -23,6 +25,7 @@ class Flight:
     """One request, from `submit` until it is over. `now` is the time of the event loop."""
 
     __slots__ = (
+        "_bound",
         "_is_waited_to_the_end",
         "_pending",
         "_unfinished",
@@ -34,6 +37,7 @@ class Flight:
         "is_dropped",
         "number",
         "opened",
+        "overflow",
         "submit",
     )
 
@@ -51,7 +55,10 @@ class Flight:
         """Nobody will read it any more."""
         self.error: KvikError | None = None
         self._unfinished = set(range(submit.params.n))
-        self._pending: dict[int, Update | _Pile] = {}
+        self._pending: dict[int, Update | Pile] = {}
+        self._bound: int | None = None
+        self.overflow: Callable[[], None] = lambda: None
+        """Called at every update that comes while more than the bound is kept."""
         self._waiter: asyncio.Future[None] | None = None
         self._is_waited_to_the_end = False
 
@@ -70,6 +77,15 @@ class Flight:
         """Whether `take` has something to give."""
         return bool(self._pending)
 
+    @property
+    def kept_bytes(self) -> int:
+        """What has piled up and was not taken, about as large as it is in memory."""
+        return sum(each.num_bytes for each in self._pending.values() if isinstance(each, Pile))
+
+    def bound(self, num_bytes: int, overflow: Callable[[], None]) -> None:
+        """Call `overflow` at every update that comes while more than so much is kept."""
+        self._bound, self.overflow = num_bytes, overflow
+
     def put(self, update: Update) -> None:
         """The engine has brought this."""
         index = update.index
@@ -80,19 +96,30 @@ class Flight:
         waiting = self._pending.get(index)
         if waiting is None:
             self._pending[index] = update
-        elif isinstance(waiting, _Pile):
+        elif isinstance(waiting, Pile):
             waiting.add(update)
         else:
-            self._pending[index] = _Pile(waiting, update)
+            self._pending[index] = Pile(waiting, update)
+        if self._bound is not None and self.kept_bytes > self._bound:
+            self.overflow()
         if not self._is_waited_to_the_end or not self._unfinished:
             self._wake()
 
-    def take(self) -> Update:
-        """All that has come of one choice and was not taken. KeyError if there is nothing."""
-        index = next(iter(self._pending))
+    def take(self, *, whole: bool = False) -> Update:
+        """What has come of one choice and was not taken: all of it if `whole`, otherwise no more than is sent in one
+        go. KeyError if there is nothing.
+        """
+        index = next(iter(self._pending), None)
+        if index is None:
+            raise KeyError("nothing has come that was not taken")
         waiting = self._pending.pop(index)
         self.has_given = True
-        return waiting.merged() if isinstance(waiting, _Pile) else waiting
+        if not isinstance(waiting, Pile):
+            return waiting
+        update = waiting.take(whole=whole)
+        if waiting:
+            self._pending[index] = waiting
+        return update
 
     def fail(self, error: KvikError) -> None:
         """It is over; the reader gets what is there, then this."""
@@ -147,37 +174,3 @@ class Flight:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-class _Pile:
-    """Updates of one choice, merged as they come."""
-
-    __slots__ = ("_last", "_logprobs", "_prompt_logprobs", "_text", "_token_ids")
-
-    def __init__(self, first: Update, second: Update) -> None:
-        self._text = io.StringIO()
-        self._token_ids: list[int] = []
-        self._logprobs: list[TokenLogprobs] = []
-        self._prompt_logprobs = first.prompt_logprobs
-        self.add(first)
-        self.add(second)
-
-    def add(self, update: Update) -> None:
-        self._text.write(update.text)
-        self._token_ids += update.token_ids
-        self._logprobs += update.logprobs or ()
-        self._last = update
-
-    def merged(self) -> Update:
-        last = self._last
-        return Update(
-            last.request_id,
-            last.index,
-            self._text.getvalue(),
-            self._token_ids,
-            None if last.logprobs is None else self._logprobs,
-            last.finish_reason,
-            last.stop_reason,
-            last.num_cached_tokens,
-            self._prompt_logprobs,
-        )

@@ -49,6 +49,12 @@ class Stream:
             raise flight.error
         raise StopAsyncIteration
 
+    def bound(self, num_bytes: int, overflow: Callable[[], None]) -> None:
+        """Call `overflow`, on the event loop, at every update that comes while more than so many bytes have piled up
+        for a reader that does not take them.
+        """
+        self._flight.bound(num_bytes, overflow)
+
     async def wait(self, timeout_s: float) -> bool:
         """Wait so long at most; whether the next update, or the end, can be had without waiting."""
         try:
@@ -69,7 +75,7 @@ class Stream:
             raise flight.error
         updates = []
         while flight.has_updates:
-            updates.append(flight.take())
+            updates.append(flight.take(whole=True))
         return sorted(updates, key=lambda update: update.index)
 
     def abort(self) -> None:

@@ -1,7 +1,8 @@
 """From answers to updates: what is new in each choice of a request since it was last told.
 
-An engine keeps whole answers; whoever follows one from outside is sent only what was added. This file knows nothing
-of steps, of channels or of how text is made.
+An engine keeps whole answers; whoever follows one from outside is sent only what was added. Log-probabilities, which
+are a hundred times as large as the tokens they belong to, are handed over and not kept. This file knows nothing of
+steps, of channels or of how text is made.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ def _update(answer: Answer, choice: Choice, told: int) -> Update | None:
     if not text and not token_ids and reason is None:
         return None
     params, first = answer.params, answer.first
-    logprobs = request.logprobs[told:] if request and params.logprobs is not None else None
+    logprobs = None
+    if request and params.logprobs is not None:
+        logprobs = list(request.logprobs)
+        request.logprobs.clear()
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     if told == 0 and choice.index == 0 and params.prompt_logprobs is not None:
         prompt_logprobs = list(first.prompt_logprobs)

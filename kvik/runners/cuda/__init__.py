@@ -7,9 +7,12 @@
     graphs.py    captured decode steps          sampling.py  drawing on the device
     parallel/    several ranks, one model
 
-Importing this package does not import torch; `refusal` says in one line why it cannot serve here.
+    device_memory.py   what is free               largest.py   the step that takes most
+
+Importing this package does not import torch; `refusal` says in one line why it cannot serve here, `too_few_gpus` why
+not in so many ranks.
 """
 
-from kvik.runners.cuda.presence import refusal
+from kvik.runners.cuda.presence import refusal, too_few_gpus
 
-__all__ = ["refusal"]
+__all__ = ["refusal", "too_few_gpus"]

@@ -22,3 +22,13 @@ def refusal() -> str | None:
     if major < 8:
         return f"the GPU has compute capability {major}.{minor}; expected at least 8.0"
     return None
+
+
+def too_few_gpus(size: int) -> str | None:
+    """Why so many ranks cannot start where `refusal` finds nothing wrong, in one line; None if they can."""
+    import torch
+
+    count = torch.cuda.device_count()
+    return (
+        f"tensor_parallel_size is {size}; expected at most {count}, the GPUs that torch finds" if size > count else None
+    )

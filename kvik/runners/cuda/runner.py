@@ -20,9 +20,10 @@ from kvik.runners.balance import balanced
 from kvik.runners.cuda.batch import batch_of
 from kvik.runners.cuda.cache import FORMS, KVCache, kv_bytes_per_token
 from kvik.runners.cuda.decoder import Decoder
-from kvik.runners.cuda.device_memory import free_bytes, no_memory_as_error
+from kvik.runners.cuda.device_memory import DeviceMemory, device_errors, memory_of
 from kvik.runners.cuda.graphs import Graphs
 from kvik.runners.cuda.heads import Heads
+from kvik.runners.cuda.largest import BLOCK, largest_plan
 from kvik.runners.cuda.operations import Operations, choose_operations
 from kvik.runners.cuda.presence import refusal
 from kvik.runners.cuda.quantizing import Rounding
@@ -55,6 +56,7 @@ class CudaRunner:
         device: str = "cuda",
         ranks: Ranks | None = None,
         operations: Operations | None = None,
+        memory: DeviceMemory | None = None,
     ) -> None:
         if device != "cpu" and (why := refusal()) is not None:
             raise BackendError(f"backend is 'cuda', which cannot serve here: {why}")
@@ -64,6 +66,7 @@ class CudaRunner:
         self._ops = operations or choose_operations(self.device, options.attention, deterministic=deterministic)
         self._ranks = ranks or Alone()
         self._sampler = Sampler(self.device)
+        self._memory = memory or memory_of(self.device)
         self._spec: DecoderSpec | None = None
         self._kv_form = ""
         self._decoder: Decoder | None = None
@@ -112,7 +115,7 @@ class CudaRunner:
             self._ops.multiply,
             self._ops.linear,
         )
-        with no_memory_as_error(f"the weights of {checkpoint.name}", "use a smaller model, or weights of fewer bits"):
+        with device_errors(f"the weights of {checkpoint.name}", "use a smaller model, or weights of fewer bits"):
             self._decoder = Decoder(loader.load(), self._ops, self._ranks.add_up)
         self._spec = spec
 
@@ -124,10 +127,7 @@ class CudaRunner:
         """Reserve blocks 0 .. num_blocks - 1, zeroed, and capture the decode steps. Raises NotEnoughMemoryError."""
         decoder = self._loaded()
         self._cache = self._graphs = None
-        with no_memory_as_error(f"{num_blocks} KV blocks of {block_size} tokens", "lower kv_cache_memory"):
-            cache = KVCache(
-                self.spec.num_layers, num_blocks, block_size, self.heads, form=self._kv_form, device=self.device
-            )
+        cache = self._new_cache(num_blocks, block_size)
         self._cache = cache
         if self._ops.capturable and self.device.type == "cuda" and not self._options.enforce_eager:
             width = min(num_blocks, -(-self.spec.max_position // block_size))
@@ -137,9 +137,9 @@ class CudaRunner:
     def run(self, plan: StepPlan) -> StepResult:
         """Copy blocks, compute every row, then draw and score. NaN or infinity fails the draws of its row alone.
 
-        Raises ValueError for ids outside the vocabulary or the cache, NotEnoughMemoryError.
+        Raises ValueError for ids outside the vocabulary or the cache, NotEnoughMemoryError, RunnerGoneError.
         """
-        with no_memory_as_error(f"a step of {plan.num_tokens} tokens", "lower max_num_batched_tokens or max_num_seqs"):
+        with device_errors(f"a step of {plan.num_tokens} tokens", "lower max_num_batched_tokens or max_num_seqs"):
             hidden = self._forward(plan)
             drawn = self._logits_at(hidden, plan.query_start_loc[plan.sample.rows + 1] - 1)
             tokens, failed, sampled = self._sampler.draw(plan.sample, drawn)
@@ -153,10 +153,19 @@ class CudaRunner:
         return values
 
     def free_memory(self) -> int:
-        """Bytes that are free where keys and values will lie. Raises BackendError on a CPU, which is for tests."""
-        if self.device.type != "cuda":
-            raise BackendError("the cuda runner is on the CPU device, whose memory it does not count")
-        return free_bytes(self.device)
+        """Bytes that are free where weights, keys and values lie."""
+        return self._memory.free()
+
+    def peak_bytes(self, num_tokens: int, num_rows: int) -> int:
+        """The most bytes that a step of so many tokens and rows holds beside weights and cache: one is run to see. For
+        before `allocate`, since it leaves no cache. Raises NotEnoughMemoryError.
+        """
+        plan = largest_plan(num_tokens, num_rows, self.spec.max_position)
+        self._cache, self._graphs = self._new_cache(1, BLOCK), None
+        try:
+            return self._memory.peak(lambda: self.run(plan))
+        finally:
+            self._cache = None
 
     def memory(self) -> MemoryUse:
         """Bytes of weights and KV on the device, and what captured graphs keep."""
@@ -175,6 +184,11 @@ class CudaRunner:
         self._graphs = None
         self._cache = None
         self._decoder = self._spec = None
+
+    def _new_cache(self, num_blocks: int, block_size: int) -> KVCache:
+        with device_errors(f"{num_blocks} KV blocks of {block_size} tokens", "lower kv_cache_memory"):
+            layers = self.spec.num_layers
+            return KVCache(layers, num_blocks, block_size, self.heads, form=self._kv_form, device=self.device)
 
     def _forward(self, plan: StepPlan) -> torch.Tensor:
         """Residuals of all tokens after the final norm, [T, hidden_size]."""

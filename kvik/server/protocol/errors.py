@@ -1,8 +1,9 @@
 """ApiError: everything a client is told when a request fails, and how exceptions become that.
 
 A body has exactly the four keys of the OpenAI specification, holds our own words and at most a short quotation of
-what the client sent, and stays under 4 KiB whatever went wrong. What an engine says of its own failure is no business
-of a client: it becomes a fixed sentence, and the rest is for the log. Knows nothing of when an error happens.
+what the client sent, and stays under 4 KiB whatever went wrong. What an engine says of its own failure, a library of a
+grammar or a chat template of a conversation is no business of a client: it becomes a sentence of ours, and the rest is
+for the log. Knows nothing of when an error happens.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 
 from kvik.engine.remote.frames import Failed
 from kvik.errors import InvalidRequestError
+from kvik.server.protocol.sentences import own_sentence, template_sentence
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
@@ -54,7 +56,7 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
         self.should_retry = should_retry
         self.detail: str | None = None
-        """What the engine said and the client is not told; for the log."""
+        """What the engine, a library or a template said and the client is not told; for the log."""
 
     def as_dict(self) -> dict[str, dict[str, str | None]]:
         """The body as an object."""
@@ -94,6 +96,11 @@ def aborted() -> ApiError:
     return ApiError(503, SERVER, "aborted", "the server ended this request before it was done", retry_after_s=1.0)
 
 
+def client_too_slow() -> ApiError:
+    """408, in the midst of a stream: nobody took what had been computed, and it has become too much to keep."""
+    return ApiError(408, INVALID, "client_too_slow", "the answer was not read while it was computed, and was ended")
+
+
 def shown(value: Any) -> str:
     """A client's value for a message: at most 60 characters of it, containers by their size."""
     if isinstance(value, str):
@@ -127,13 +134,14 @@ class _Row:
     param: str | None = None
     should_retry: bool | None = None
     message: str | None = None
-    """The sentence that a client is told; None: the exception's own, which was written for users."""
+    """The sentence that a client is told; None: the exception's own, which was written for users, as far as it is."""
+    of_template: bool = False
 
 
 _ROWS: Mapping[str, _Row] = {
     "ContextLengthError": _Row(400, INVALID, CONTEXT_LENGTH, "prompt"),
     "InvalidRequestError": _Row(400, INVALID),
-    "TemplateError": _Row(400, INVALID, None, "messages"),
+    "TemplateError": _Row(400, INVALID, None, "messages", of_template=True),
     "OverloadedError": _Row(503, SERVER, "overloaded"),
     "NotEnoughMemoryError": _Row(503, SERVER, "overloaded"),
     "EngineError": _Row(500, SERVER, message=ENGINE_FAILED),
@@ -147,8 +155,9 @@ def _from_row(row: _Row, message: str, param: str | None, names: Mapping[str, st
     if at_fault is not None:
         at_fault = names.get(at_fault, at_fault)
     retry = (retry or 1.0) if row.status == 503 else None
-    made = ApiError(row.status, row.type, row.code, row.message or message, at_fault, retry, row.should_retry)
-    made.detail = None if row.message is None else message
+    told = row.message or (template_sentence if row.of_template else own_sentence)(message)
+    made = ApiError(row.status, row.type, row.code, told, at_fault, retry, row.should_retry)
+    made.detail = None if told == message else message
     return made
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from kvik.bench.cost import Cost, Forms
 from kvik.bench.decode import mean_bytes_per_token
 from kvik.bench.prefill import PrefillWorkload, flops_per_token, peak_of_form
+from kvik.checkpoint import DummyCheckpoint, open_checkpoint, write_gguf
 from kvik.checkpoint.dummy import DUMMIES
+from kvik.config import EngineConfig
 
 QWEN = DUMMIES["qwen3-0.6b"]
 BF16 = Cost(QWEN, Forms("bf16", "bf16"))
@@ -49,6 +52,24 @@ def test_scales_are_streamed_with_the_weights() -> None:
     assert eight.streamed_weight_bytes() == 28 * LAYER + HEAD + 4 * (rows + 151936) + 4 * NORMS
     assert Cost(QWEN, Forms("int4", "int8")).streamed_weight_bytes() == (28 * LAYER + HEAD) * 19 // 32 + 4 * NORMS
     assert eight.kv_bytes_per_token() == 28 * 8 * 2 * (128 + 4)
+
+
+def test_larger_groups_stream_fewer_scales() -> None:
+    wide = Cost(QWEN, Forms.resolve(QWEN, "int4", "auto", 128))
+    assert wide.streamed_weight_bytes() == (28 * LAYER + HEAD) * 67 // 128 + 4 * NORMS
+
+
+def test_quantized_weights_cost_what_they_are_held_in(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", DummyCheckpoint("tiny-qwen2"), "Q8_0")
+    opened, asked = open_checkpoint(str(tmp_path / "m.gguf")), EngineConfig.from_options(model="m.gguf")
+    cost = Cost(opened.spec, Forms.of_checkpoint(opened, asked, "native"))
+    # Rows of 96 are 3 groups; the 307 of embedding and head are padded to 320. down's 168 inputs are no blocks.
+    eight = (2 * 320 + 2 * (96 + 2 * 32 + 96 + 2 * 192)) * (96 + 3 * 4)
+    plain = 2 * (2 * 96 * 168 + 2 * (2 * 96 + 96 + 2 * 32) + 96)
+    assert cost.forms.label == "bytes"
+    assert cost.weight_bytes() == eight + plain
+    assert cost.streamed_weight_bytes() == eight + plain - 320 * (96 + 3 * 4)
+    assert Forms.of_checkpoint(opened, asked, "reference") == Forms("f32", "f32")
 
 
 def test_kv_of_a_token() -> None:

@@ -67,7 +67,7 @@ def test_there_is_a_spec_and_nothing_else() -> None:
 
 
 def test_the_memory_plan_knows_its_size_before_it_is_loaded() -> None:
-    figures = ModelFigures.of_spec("fake:", FakeCheckpoint().spec, EngineConfig(), "fake")
+    figures = ModelFigures.of_checkpoint(FakeCheckpoint(), EngineConfig(), "fake")
     assert (figures.weights, figures.kv_bytes_per_token) == (0, fake.KV_BYTES_PER_TOKEN)
 
 

@@ -6,11 +6,12 @@ import os
 import resource
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import fake_spec
 
-from kvik.checkpoint import open_checkpoint
+from kvik.checkpoint import DummyCheckpoint, open_checkpoint
 from kvik.config import EngineConfig
 from kvik.engine.free_memory import available_memory
 from kvik.engine.memory import MIN_MARGIN, ModelFigures, activation_bytes, human, plan_memory
@@ -78,58 +79,76 @@ def test_contiguous_blocks_are_as_long_as_the_longest_request() -> None:
     assert (plan.block_size, plan.num_blocks, plan.num_sequences) == (4096, 2, 2)
 
 
-@pytest.mark.parametrize(
-    ("options", "backend", "weights", "per_token"),
-    [
-        ({}, "native", 2, 2),
-        ({"weights": "f32"}, "native", 4, 4),
-        ({"weights": "f32", "kv_dtype": "bf16"}, "native", 4, 2),
-        ({}, "reference", 4, 4),
-    ],
-)
-def test_figures_before_loading(options: dict[str, str], backend: str, weights: int, per_token: int) -> None:
-    spec = open_checkpoint("dummy:qwen3-0.6b").spec
-    figures = ModelFigures.of_spec("q", spec, config(**options), backend)
-    assert figures.weights == spec.num_parameters() * weights
-    assert figures.kv_bytes_per_token == 2 * 28 * 8 * 128 * per_token
-    assert figures.activations == activation_bytes(spec, config())
-
-
+QWEN = DummyCheckpoint("dummy:qwen3-0.6b")
 MATRICES = 28 * (1024 * (2048 + 1024 + 1024) + 2048 * 1024 + 3 * 1024 * 3072) + 151936 * 1024
 ROWS = 28 * (2048 + 1024 + 1024 + 1024 + 2 * 3072 + 1024) + 151936
 NORMS = 28 * (2 * 1024 + 2 * 128) + 1024
 
 
 @pytest.mark.parametrize(
-    ("weights", "matrices"), [("int8", MATRICES + 4 * ROWS), ("int4", MATRICES // 2 + 3 * MATRICES // 32)]
+    ("options", "backend", "weights", "norms", "per_token"),
+    [
+        ({}, "native", 2, 4, 2),
+        ({}, "cuda", 2, 2, 2),
+        ({"weights": "f32"}, "native", 4, 4, 4),
+        ({"weights": "f32", "kv_dtype": "bf16"}, "native", 4, 4, 2),
+        ({}, "reference", 4, 4, 4),
+    ],
 )
-def test_figures_of_quantized_weights(weights: str, matrices: int) -> None:
-    spec = open_checkpoint("dummy:qwen3-0.6b").spec
-    figures = ModelFigures.of_spec("q", spec, config(weights=weights), "native")
+def test_figures_before_loading(
+    options: dict[str, str], backend: str, weights: int, norms: int, per_token: int
+) -> None:
+    figures = ModelFigures.of_checkpoint(QWEN, config(**options), backend)
+    assert figures.weights == MATRICES * weights + NORMS * norms
+    assert figures.kv_bytes_per_token == 2 * 28 * 8 * 128 * per_token
+    assert figures.activations == activation_bytes(QWEN.spec, config())
+
+
+@pytest.mark.parametrize(
+    ("options", "matrices"),
+    [
+        ({"weights": "int8"}, MATRICES + 4 * ROWS),
+        ({"weights": "int4"}, MATRICES // 2 + 3 * MATRICES // 32),
+        ({"weights": "int4", "weight_group_size": 128}, MATRICES // 2 + 3 * MATRICES // 128),
+    ],
+)
+def test_figures_of_weights_quantized_on_load(options: dict[str, Any], matrices: int) -> None:
+    figures = ModelFigures.of_checkpoint(QWEN, config(**options), "native")
     assert figures.weights == matrices + 4 * NORMS
     assert figures.kv_bytes_per_token == 2 * 28 * 8 * 128 * 2
-    assert ModelFigures.of_spec("q", spec, config(weights=weights), "reference").weights == 4 * spec.num_parameters()
+    reference = ModelFigures.of_checkpoint(QWEN, config(**options), "reference")
+    assert reference.weights == 4 * QWEN.spec.num_parameters()
 
 
 def test_figures_of_int8_keys_and_values() -> None:
-    spec = replace(open_checkpoint("dummy:qwen3-0.6b").spec, head_dim=80)
-    per_token = ModelFigures.of_spec("q", spec, config(kv_dtype="int8"), "native").kv_bytes_per_token
+    odd = DummyCheckpoint.from_spec(replace(QWEN.spec, head_dim=80))
+    per_token = ModelFigures.of_checkpoint(odd, config(kv_dtype="int8"), "native").kv_bytes_per_token
     assert per_token == 28 * 8 * 2 * (96 + 4)
 
 
+FORMS: list[dict[str, Any]] = [
+    {"weights": "bf16"},
+    {"weights": "f32"},
+    {"weights": "int8", "kv_dtype": "int8"},
+    {"weights": "int4"},
+    {"weights": "int4", "weight_group_size": 64},
+    {"weights": "int4", "weight_group_size": 128, "weight_symmetric": True},
+]
+
+
 @pytest.mark.skipif(not available(), reason="the native runner was not built")
-@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
-@pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_figures_before_loading_are_those_of_the_loaded_model(weights: str, kv_dtype: str) -> None:
-    checkpoint = open_checkpoint("dummy:tiny-qwen3")
-    asked = config(weights=weights, kv_dtype=kv_dtype, backend="native")
-    runner = create_runner(asked)
-    runner.load(checkpoint)
-    before = ModelFigures.of_spec("q", checkpoint.spec, asked, "native")
-    loaded = ModelFigures.of_runner("q", checkpoint.spec, asked, runner)
-    runner.close()
-    assert before.kv_bytes_per_token == loaded.kv_bytes_per_token
-    assert before.weights == loaded.weights
+@pytest.mark.parametrize("name", ["tiny-qwen3", "tiny-qwen2", "tiny-llama", "box"])
+def test_figures_before_loading_are_those_of_the_loaded_model(name: str) -> None:
+    checkpoint = open_checkpoint(None if name == "box" else f"dummy:{name}")
+    for options in FORMS if name != "box" else FORMS[-1:]:
+        asked = config(backend="native", threads=1, **options)
+        runner = create_runner(asked)
+        runner.load(checkpoint)
+        before = ModelFigures.of_checkpoint(checkpoint, asked, "native")
+        loaded = ModelFigures.of_runner("q", checkpoint.spec, asked, runner)
+        runner.close()
+        assert before.kv_bytes_per_token == loaded.kv_bytes_per_token
+        assert before.weights == loaded.weights, options
 
 
 def test_the_lines_say_what_fits() -> None:

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from kvik.checkpoint import DummyCheckpoint
-from kvik.quantize.awq import clipped, quantize_awq
+from kvik.quantize.awq import clipped, held_at, quantize_awq, search_scales
+from kvik.quantize.blocks import TOKENS, Blocks, judged_by
 from kvik.quantize.forward import READERS, LayerForward, Statistics, gather
 from kvik.quantize.gptq import block_length, inverse_factor, quantize_gptq, upper_inverse
 from kvik.quantize.grid import Grid, kept, round_to_nearest, stored
 from kvik.quantize.methods import in_place
 from kvik.quantize.run import embedded, layer_weights
-from kvik.quantize.scaling import move, per_maker
+from kvik.quantize.scaling import move, normalized, per_maker
 from kvik.quantize.smooth import quantize_int8, search_migration
 from kvik.runners.reference.attention import attend
 from kvik.runners.reference.decoder import Decoder, rms_norm
@@ -198,12 +199,77 @@ def test_awq_lowers_the_error_of_a_layer_with_large_channels(name: str) -> None:
     LayerForward(spec, 24).run(0, weights, exact, seen.__setitem__)
     grid = Grid(4, False)
     changed = dict(weights)
-    rounded = quantize_awq(spec, changed, seen, grid, 8)
+    blocks = Blocks(LayerForward(spec, 24), 0, weights, x, seen)
+    rounded = quantize_awq(spec, changed, seen, blocks, grid, 8)
     ours, plain = x.copy(), x.copy()
     LayerForward(spec, 24).run(0, changed | {key: kept(each, 8) for key, each in rounded.items()}, ours)
     nearest = {key: kept(round_to_nearest(weights[key], grid, 8), 8) for key in rounded}
     LayerForward(spec, 24).run(0, weights | nearest, plain)
     assert np.square(ours - exact).sum() < 0.8 * np.square(plain - exact).sum()
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_blocks_of_a_layer_add_up_to_the_layer(name: str) -> None:
+    source, weights, x = layer_of(name)
+    forward, after = LayerForward(source.spec, 24), x.copy()
+    forward.run(0, weights, after)
+    between = x + forward.attention_output(0, weights, x)
+    np.testing.assert_allclose(between + forward.mlp_output(weights, between), after, atol=1e-3 * np.abs(after).max())
+
+
+@pytest.mark.parametrize("channels", list(READERS))
+def test_a_block_is_judged_by_what_leaves_it(channels: str) -> None:
+    source, weights, x = layer_of("tiny-llama")
+    seen: dict[str, Statistics] = {}
+    forward, exact, ours = LayerForward(source.spec, 24), x.copy(), x.copy()
+    forward.run(0, weights, exact, seen.__setitem__)
+    blocks = Blocks(forward, 0, weights, x, seen)
+    held = {each: held_at(weights[each], np.ones(1, np.float32), Grid(4, False), 8) for each in READERS[channels]}
+    assert blocks.error(channels, weights, {each: weights[each] for each in held}) == 0
+    if channels in ("attn", "o"):
+        gap = forward.attention_output(0, weights | held, x) - forward.attention_output(0, weights, x)
+    else:
+        forward.run(0, weights | held, ours)
+        gap = ours - exact
+    assert blocks.error(channels, weights, held) == pytest.approx(np.square(gap).sum(), rel=0.02)
+
+
+def test_scales_are_those_with_the_least_error_of_the_block() -> None:
+    source, weights, x = layer_of("tiny-qwen3")
+    weights["mlp_norm"][::13] *= 5
+    seen: dict[str, Statistics] = {}
+    forward, grid = LayerForward(source.spec, 24), Grid(4, False)
+    forward.run(0, weights, x.copy(), seen.__setitem__)
+    blocks, sizes = Blocks(forward, 0, weights, x, seen), seen["mlp"].mean_size
+    scales = search_scales(weights, "mlp", sizes, blocks, grid, 8)
+
+    def error(columns: Float32) -> float:
+        return blocks.error("mlp", weights, {each: held_at(weights[each], columns, grid, 8) for each in READERS["mlp"]})
+
+    assert error(scales) < 0.9 * error(np.ones_like(sizes))
+    assert all(error(scales) <= error(normalized(sizes ** np.float32(ratio))) for ratio in (0.25, 0.5, 0.75))
+
+
+@pytest.mark.parametrize(("name", "shared"), [("tiny-qwen3", True), ("tiny-llama", False)])
+def test_values_that_query_heads_share_keep_their_sizes(name: str, shared: bool) -> None:
+    source, weights, x = layer_of(name)
+    weights["v"][::5] *= 30
+    seen: dict[str, Statistics] = {}
+    forward, changed = LayerForward(source.spec, 24), dict(weights)
+    forward.run(0, weights, x.copy(), seen.__setitem__)
+    quantize_awq(source.spec, changed, seen, Blocks(forward, 0, weights, x, seen), Grid(4, False), 8)
+    assert (source.spec.group > 1) is shared
+    assert np.array_equal(changed["o"], weights["o"]) is shared
+
+
+def test_blocks_are_judged_by_some_sequences() -> None:
+    x = np.arange(100, dtype=np.float32).reshape(100, 1, 1).repeat(TOKENS // 4, axis=1)
+    some = judged_by(x)
+    assert some[:, 0, 0].tolist() == [0, 25, 50, 75]
+    some += 1
+    assert x[0, 0, 0] == 0
+    assert judged_by(x[:2]).shape == (2, TOKENS // 4, 1)
+    assert judged_by(x.repeat(8, axis=1)).shape == (1, 2 * TOKENS, 1)
 
 
 def test_clipping_lowers_the_output_error_where_a_weight_stands_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 from live_server import LiveServer, Reply, chat, head_of, post, prompt, read_reply
+
+from kvik.server.run import SWITCH_S
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 MIB = 2**20
@@ -168,3 +171,12 @@ def test_every_kind_of_structure_becomes_a_grammar(server: LiveServer, given: di
 def test_a_structure_that_means_nothing_is_refused_by_its_name(server: LiveServer, given: Any, param: str) -> None:
     reply = server.post(CHAT, chat(**given))
     assert (reply.status, reply.error["param"]) == (400, param)
+
+
+def test_the_event_loop_gets_its_turn_soon_while_the_server_runs() -> None:
+    """Of the whole process, so it is given back."""
+    before = sys.getswitchinterval()
+    with LiveServer("fake:length=3") as running:
+        assert running.get("/health").status == 200
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
+    assert sys.getswitchinterval() == pytest.approx(before)

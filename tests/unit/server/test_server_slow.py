@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from live_server import LiveServer, head_of, is_closed, post, prompt, read_reply, rest_of
+from live_server import LiveServer, chat, head_of, is_closed, post, prompt, read_reply, rest_of
+
+from kvik.server.generation import MAX_KEPT_BYTES
 
 COMPLETIONS = "/v1/completions"
 SHORT = 0.3
@@ -164,6 +166,42 @@ def buffered(server: LiveServer) -> int:
         return max((each.transport.get_write_buffer_size() for each in connections), default=0)  # type: ignore[attr-defined]
 
     return server.run(look())
+
+
+def test_a_client_that_does_not_read_what_is_large_is_cut_before_it_is_much() -> None:
+    """Log-probabilities are kilobytes for every token; the time limit for writing never comes here."""
+    asked = chat(max_tokens=100_000, stream=True, logprobs=True, top_logprobs=20, ignore_eos=True)
+    with LiveServer("fake:length=100000,step_ms=1,max_model_len=200000", write_timeout=3600.0) as server:
+        with server.connect(receive_buffer=4096) as sock:
+            sock.sendall(post("/v1/chat/completions", asked))
+            server.wait_for(lambda: server.engine()["requests_running"] == 1)
+            most = 0
+            while server.engine()["requests_running"]:
+                most = max(most, kept_for_readers(server))
+            assert MAX_KEPT_BYTES / 2 < most < 8 * MAX_KEPT_BYTES
+            assert server.engine()["blocks_used"] == 0
+            assert buffered(server) <= 128 * 1024
+            said = rest_of_stream(sock)
+        assert said.endswith(b"0\r\n\r\n")
+        assert b'"code":"client_too_slow"' in said
+        server.wait_for(server.is_idle)
+
+
+def kept_for_readers(server: LiveServer) -> int:
+    """What has been computed and not taken, of all requests."""
+
+    async def look() -> int:
+        return sum(flight.kept_bytes for flight in server.llm._supervisor.desk._flights._flights.values())
+
+    return server.run(look())
+
+
+def rest_of_stream(sock: socket.socket) -> bytes:
+    """Everything up to the last chunk of a reply."""
+    data = b""
+    while not data.endswith(b"0\r\n\r\n") and (piece := sock.recv(65536)):
+        data += piece
+    return data
 
 
 def test_a_client_that_reads_slowly_but_steadily_gets_everything(server: LiveServer) -> None:

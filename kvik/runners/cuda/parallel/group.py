@@ -27,6 +27,8 @@ class Command(IntEnum):
     ALLOCATE = 1
     RUN = 2
     LOGITS = 3
+    FREE = 4
+    PEAK = 5
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,19 @@ class Group:
         parts = [torch.empty_like(x) for _ in range(self.size)]
         dist.all_gather(parts, x.contiguous(), group=self.tensors)
         return torch.cat(parts, dim=-1)
+
+    def least(self, number: int) -> int:
+        """The least of what all ranks have."""
+        return self._reduced(number, dist.ReduceOp.MIN)
+
+    def most(self, number: int) -> int:
+        """The greatest of what all ranks have."""
+        return self._reduced(number, dist.ReduceOp.MAX)
+
+    def _reduced(self, number: int, how: dist.ReduceOp.RedOpType) -> int:
+        there = torch.tensor([number], dtype=torch.int64)
+        dist.all_reduce(there, op=how)
+        return int(there)
 
     def wait(self) -> None:
         """Until all ranks are here."""

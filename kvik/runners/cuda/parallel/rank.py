@@ -46,11 +46,20 @@ def follow(group: Group, runner: CudaRunner) -> None:
         if command is Command.STOP:
             return
         try:
-            if command is Command.ALLOCATE:
-                runner.allocate(*numbers)
-            elif command is Command.RUN:
-                runner.run(from_bytes(data))
-            else:
-                runner.logits(from_bytes(data))
+            obey(group, runner, command, numbers, data)
         except ValueError:
             continue  # a plan that rank 0 refuses in the same way, before anything was sent
+
+
+def obey(group: Group, runner: CudaRunner, command: Command, numbers: tuple[int, int], data: bytes) -> None:
+    """One command but STOP, as rank 0 does it at the same time."""
+    if command is Command.ALLOCATE:
+        runner.allocate(*numbers)
+    elif command is Command.RUN:
+        runner.run(from_bytes(data))
+    elif command is Command.LOGITS:
+        runner.logits(from_bytes(data))
+    elif command is Command.FREE:
+        group.least(runner.free_memory())
+    else:
+        group.most(runner.peak_bytes(*numbers))

@@ -1,7 +1,7 @@
 """ParallelRunner: rank 0 of several that share one model; to the engine a runner like any other.
 
 It starts the other ranks as child processes, sends them what it is asked, and takes part itself. If one of them dies
-nothing more can be computed: every call then raises EngineError, which says which rank and how.
+nothing more can be computed: every call then raises RunnerGoneError, which says which rank and how.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from kvik.checkpoint.checkpoint import Checkpoint
-from kvik.errors import EngineError
+from kvik.errors import EngineError, RunnerGoneError
+from kvik.runners.cuda.device_memory import memory_of
 from kvik.runners.cuda.parallel.group import Command, Group, join, leave
 from kvik.runners.cuda.parallel.rank import make, serve
 from kvik.runners.cuda.parallel.wire import to_bytes
@@ -53,7 +56,7 @@ class ParallelRunner:
         return self._runner.vocab_size
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Start the ranks and load a share on each. Raises ConfigError, CheckpointError, EngineError."""
+        """Start the ranks and load a share on each. Raises ConfigError, CheckpointError, RunnerGoneError."""
         self.close()
         check_divisible(checkpoint.spec, self._size)
         self._folder = tempfile.TemporaryDirectory(prefix="kvik-ranks-")
@@ -76,18 +79,32 @@ class ParallelRunner:
         return self._runner.kv_bytes_per_token()
 
     def allocate(self, num_blocks: int, block_size: int) -> None:
-        """Reserve blocks on every rank. Raises NotEnoughMemoryError, EngineError."""
-        self._together(lambda own: own.allocate(num_blocks, block_size), Command.ALLOCATE, num_blocks, block_size)
+        """Reserve blocks on every rank. Raises NotEnoughMemoryError, RunnerGoneError."""
+        self._together(lambda own, _: own.allocate(num_blocks, block_size), Command.ALLOCATE, num_blocks, block_size)
 
     def run(self, plan: StepPlan) -> StepResult:
-        """As CudaRunner's; raises EngineError as well."""
+        """As CudaRunner's. Raises RunnerGoneError if a rank has died."""
         self._runner.check(plan)
-        return self._together(lambda own: own.run(plan), Command.RUN, data=to_bytes(plan))
+        return self._together(lambda own, _: own.run(plan), Command.RUN, data=to_bytes(plan))
 
     def logits(self, plan: StepPlan) -> Float32:
         """Logits after every token of the plan, float32 [T, vocab_size]."""
         self._runner.check(plan)
-        return self._together(lambda own: own.logits(plan), Command.LOGITS, data=to_bytes(plan))
+        return self._together(lambda own, _: own.logits(plan), Command.LOGITS, data=to_bytes(plan))
+
+    def free_memory(self) -> int:
+        """Bytes that are free where there are fewest: every rank takes as many blocks. Before `load`, on the devices as
+        they are.
+        """
+        if self._group is None:
+            return min(memory_of(torch.device(self._device, rank)).free() for rank in range(self._size))
+        return self._together(lambda own, group: group.least(own.free_memory()), Command.FREE)
+
+    def peak_bytes(self, num_tokens: int, num_rows: int) -> int:
+        """What the rank that takes most takes, as CudaRunner's."""
+        return self._together(
+            lambda own, group: group.most(own.peak_bytes(num_tokens, num_rows)), Command.PEAK, num_tokens, num_rows
+        )
 
     def memory(self) -> MemoryUse:
         """Of rank 0; the others hold as much."""
@@ -95,7 +112,8 @@ class ParallelRunner:
 
     def kernels(self) -> KernelChoice:
         """What rank 0 computes with, and how many ranks there are."""
-        return KernelChoice(f"{self._runner.kernels().chosen}; {self._size} ranks")
+        chosen = self._own.kernels().chosen if self._own is not None else "cuda: nothing loaded"
+        return KernelChoice(f"{chosen}; {self._size} ranks")
 
     def close(self) -> None:
         """End all ranks. Idempotent."""
@@ -122,18 +140,18 @@ class ParallelRunner:
         return self._own
 
     def _together(
-        self, work: Callable[[CudaRunner], Answer], command: Command, *numbers: int, data: bytes = b""
+        self, work: Callable[[CudaRunner, Group], Answer], command: Command, *numbers: int, data: bytes = b""
     ) -> Answer:
         """Tell the others, and do it too."""
         if self._group is None:
             raise EngineError("the ranks have no model; call load first")
         with self._all_alive():
             self._group.send(command, *numbers, data=data)
-            return work(self._runner)
+            return work(self._runner, self._group)
 
     @contextmanager
     def _all_alive(self) -> Iterator[None]:
-        """What goes wrong between ranks because one died is an error that says so. Raises EngineError."""
+        """What goes wrong between ranks because one died is an error that says so. Raises RunnerGoneError."""
         self._refuse_the_dead(0.0)
         try:
             yield
@@ -145,7 +163,7 @@ class ParallelRunner:
         for rank, child in enumerate(self._children, start=1):
             child.join(patience_s)
             if child.exitcode is not None:
-                raise EngineError(
+                raise RunnerGoneError(
                     f"rank {rank} of {self._size} died with exit status {child.exitcode}; nothing can be computed "
                     "without it: restart the engine"
                 )
