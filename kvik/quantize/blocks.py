@@ -15,7 +15,7 @@ import numpy as np
 from kvik.quantize.forward import LayerForward, Statistics
 from kvik.step import Float32
 
-TOKENS = 2048
+TOKENS = 1024
 """Judged by, in whole sequences."""
 
 
@@ -31,7 +31,8 @@ class Blocks:
         seen: dict[str, Statistics],
     ) -> None:
         """`weights` are exact, x [sequences, length, hidden] is what enters the layer, `seen` over all of it."""
-        self._forward, self._layer, self._seen = forward, layer, seen
+        self._forward, self._layer = forward, layer
+        self._hessians = {channels: seen[channels].hessian.astype(np.float32) for channels in ("o", "down")}
         entering = {"attn": x, "mlp": x + forward.attention_output(layer, weights, x)}
         self._entering = entering
         self._exact = {channels: self._output(channels, weights) for channels in entering}
@@ -42,8 +43,8 @@ class Blocks:
             gap = self._output(channels, weights | held) - self._exact[channels]
             return float(np.square(gap, out=gap).sum(dtype=np.float64))
         # One matrix makes the output: X @ D.T, D its change, has the squares D @ (X.T @ X) @ D.T.
-        change = (held[channels] - weights[channels]).astype(np.float64)
-        return float(np.vdot(change @ self._seen[channels].hessian, change))
+        change = held[channels] - weights[channels]
+        return float(np.vdot(change @ self._hessians[channels], change))
 
     def _output(self, channels: str, weights: dict[str, Float32]) -> Float32:
         x = self._entering[channels]
@@ -55,4 +56,5 @@ class Blocks:
 def judged_by(x: Float32) -> Float32:
     """A copy of some sequences [n, length, hidden], evenly spread, that together have `TOKENS` tokens or fewer."""
     count = max(1, min(len(x), TOKENS // x.shape[1]))
-    return x[:: len(x) // count][:count].copy()
+    some: Float32 = x[:: len(x) // count][:count].copy()
+    return some

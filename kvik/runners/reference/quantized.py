@@ -181,7 +181,7 @@ KEPT: dict[str, Callable[[Float32], Float32]] = {
 
 
 def kept_weight(values: Float32, form: str, group_size: int = GROUP, *, symmetric: bool = False) -> Float32:
-    """What a form keeps of a weight: of a matrix what it can hold, of norms and biases all, whatever the form."""
-    if values.ndim == 1:
+    """What a form keeps of a weight: int8 and int4 quantize matrices and leave norms and biases as they are."""
+    if form in ("int8", "int4") and values.ndim == 1:
         return values
     return int4_values(values, group_size, symmetric=symmetric) if form == "int4" else KEPT[form](values)

@@ -15,7 +15,7 @@ from kvik.checkpoint.formats.safetensors import SafetensorsFile
 from kvik.checkpoint.formats.safetensors_writer import write_safetensors
 from kvik.checkpoint.quantized import QuantizedTensor
 from kvik.config import RunnerOptions
-from kvik.errors import CheckpointError, ConfigError, UnsupportedModelError
+from kvik.errors import CheckpointError, UnsupportedModelError
 from kvik.quantize import QuantizeOptions, quantize
 from kvik.runners.reference import ReferenceRunner
 
@@ -75,11 +75,11 @@ def test_what_was_rounded_is_read_back(form: str, bits: int, tmp_path: Path) -> 
 
 
 def test_the_reference_runner_takes_quantized_matrices_as_they_are(gptq: Path) -> None:
-    runner = ReferenceRunner(RunnerOptions())
-    runner.load(open_checkpoint(str(gptq)))
-    assert runner.vocab_size == DummyCheckpoint("tiny-qwen2").spec.vocab_size
-    with pytest.raises(ConfigError, match="is quantized already"):
-        ReferenceRunner(RunnerOptions(), weights="int8").load(open_checkpoint(str(gptq)))
+    """Whatever the option `weights` makes of the others."""
+    for weights in ("auto", "int8"):
+        runner = ReferenceRunner(RunnerOptions(), weights=weights)
+        runner.load(open_checkpoint(str(gptq)))
+        assert runner.vocab_size == DummyCheckpoint("tiny-qwen2").spec.vocab_size
 
 
 def test_a_quantized_model_is_not_written_as_a_plain_one(gptq: Path, tmp_path: Path) -> None:

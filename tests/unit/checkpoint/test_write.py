@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvik.checkpoint import DecoderSpec, DummyCheckpoint, Tensor, write_checkpoint
+from kvik.checkpoint import DecoderSpec, DummyCheckpoint, Tensor, open_checkpoint, write_checkpoint, write_gguf
 from kvik.checkpoint.dummy import DUMMIES
 from kvik.errors import CheckpointError
 
@@ -59,6 +59,13 @@ def test_tensors_that_contradict_the_spec_are_not_written(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match=r"weight embed is bf16 \[306, 64\]; expected bf16 \[307, 64\]"):
         write_checkpoint(Liar("tiny-qwen3"), tmp_path)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_quantized_weights_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", DummyCheckpoint("tiny-qwen2"), "Q8_0")
+    with pytest.raises(CheckpointError, match=r"m\.gguf: weight embed is Q8_0; expected a plain one"):
+        write_checkpoint(open_checkpoint(str(tmp_path / "m.gguf")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_windows_that_are_all_zero_are_no_windows(tmp_path: Path) -> None:

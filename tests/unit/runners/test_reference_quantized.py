@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from kvik.checkpoint.checkpoint import Tensor
 from kvik.runners.reference.quantized import (
     LEAST_STEP,
     PARTS,
@@ -272,11 +273,12 @@ def test_many_rows_are_each_a_row_alone(rule: Rule) -> None:
     assert (rule(rows)[::37] == np.concatenate([rule(row[None]) for row in rows[::37]])).all()
 
 
-def test_vectors_are_not_rounded() -> None:
+def test_vectors_are_not_quantized() -> None:
     norm = random_rows(1)[0]
-    for form in ("bf16", "int8", "int4"):
+    for form in ("int8", "int4"):
         assert kept_weight(norm, form) is norm
         assert not (kept_weight(norm[None], form) == norm).all()
+    assert (kept_weight(norm, "bf16") == Tensor("norm", "f32", round_to_bf16(norm)).float32()).all()
 
 
 def test_options_of_int4_reach_the_rule() -> None:

@@ -45,11 +45,10 @@ class FakeCheckpoint:
 
 @dataclass
 class RoundedCheckpoint(FakeCheckpoint):
-    """The same weights with the values of matrices rounded to bf16, stored as f32."""
+    """The same weights with their values rounded to bf16, stored as f32."""
 
     def tensor(self, name: str) -> Tensor:
-        values = super().tensor(name).float32()
-        return Tensor(name, "f32", round_to_bf16(values) if values.ndim == 2 else values)
+        return Tensor(name, "f32", round_to_bf16(super().tensor(name).float32()))
 
 
 def ready(checkpoint: FakeCheckpoint, weights: str = "auto", kv_dtype: str = "auto", **options: str) -> ReferenceRunner:
@@ -63,7 +62,7 @@ def answer(checkpoint: FakeCheckpoint, weights: str = "auto", kv_dtype: str = "a
     return ready(checkpoint, weights, kv_dtype, **options).logits(whole_prompt([1, 12, 0, 7]))
 
 
-def test_auto_is_exact_and_bf16_rounds_the_matrices() -> None:
+def test_auto_is_exact_and_bf16_rounds_the_weights() -> None:
     exact = answer(FakeCheckpoint())
     assert (answer(FakeCheckpoint(), weights="f32", kv_dtype="f32") == exact).all()
     rounded = answer(FakeCheckpoint(), weights="bf16")

@@ -180,3 +180,14 @@ def test_the_event_loop_gets_its_turn_soon_while_the_server_runs() -> None:
         assert running.get("/health").status == 200
         assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
     assert sys.getswitchinterval() == pytest.approx(before)
+
+
+def test_what_a_library_says_of_a_grammar_is_for_whoever_debugs() -> None:
+    with LiveServer("fake:length=3") as running:
+        reply = running.post(COMPLETIONS, prompt(guided_grammar='start: "a" missing'))
+        said = [line for line in running.lines if " request_failed " in line]
+    assert (reply.status, reply.error["param"]) == (400, "guided_grammar")
+    assert reply.error["message"].partition(" (line")[0] == "the grammar cannot be used"
+    assert len(said) == 1
+    assert " debug " in said[0]
+    assert "the grammar cannot be used: " in said[0]
