@@ -13,8 +13,8 @@ from typing import Any
 
 from kvik.bench.identities import Check as Check
 from kvik.bench.identities import identity_checks, same, verdict
-from kvik.bench.ladder.claims import claims_check, quality_check
 from kvik.bench.judge_figures import judge_checks
+from kvik.bench.ladder.claims import claims_check, quality_check
 from kvik.bench.serve.checks import serve_checks
 from kvik.bench.sides import side_checks
 from kvik.bench.stage_checks import stage_checks

@@ -54,7 +54,7 @@ def test_answers_are_judged_in_the_order_of_the_questions(llm: LLM, tokenizer: T
 
 
 def test_a_question_that_fails_names_its_task(llm: LLM) -> None:
-    with pytest.raises(InvalidRequestError, match=r"a question of task long fails: the prompt has 607 tokens"):
+    with pytest.raises(InvalidRequestError, match=r"a question of task long fails: .* the prompt has 607 tokens"):
         measure_tasks(llm, [item("short", "a"), item("long", "a" * 600)], progress=False)
 
 
