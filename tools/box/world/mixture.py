@@ -74,7 +74,8 @@ RECALL: tuple[Task, ...] = (
     lists.reversing,
     lists.spelling,
     records.extraction,
-    records.extraction,
+    records.extraction_among,
+    records.extraction_among,
 )
 """Tasks whose answer stands in the question. Looking back is learned late, and everything exact waits for it."""
 

@@ -102,12 +102,28 @@ def placed(rng: Random, text: str, question: str) -> str:
     return f"{text}\n{rng.choice(('', chr(10)))}{question}"
 
 
-def extraction(rng: Random, side: Side) -> Turn:
-    """The value of one field of a record; sometimes of one of several records."""
+def owned_record(rng: Random, side: Side) -> Record:
+    """A record of this side."""
     while True:
         facts = record(rng)
         if side.owns("record", *facts.items()):
-            break
+            return facts
+
+
+def extraction_among(rng: Random, side: Side) -> Turn:
+    """The value of one field of one of several records: two steps, from the name to the record and on to the field. Asked
+    for more often in training than `extraction` does by itself, as it is learned last.
+    """
+    facts = owned_record(rng, side)
+    key = rng.choice(list(facts)[1:])
+    field = choose(rng, FIELDS[key].called) if rng.random() < 0.6 else key
+    question = fill(side.phrasing(rng, "extract_of", ASK_OF), name=facts["name"], field=field)
+    return Turn("extraction", placed(rng, "\n".join(_among(rng, facts)), question), str(facts[key]))
+
+
+def extraction(rng: Random, side: Side) -> Turn:
+    """The value of one field of a record; sometimes of one of several records."""
+    facts = owned_record(rng, side)
     key = rng.choice(list(facts)[1:] if rng.random() < 0.85 else ["name"])
     field = choose(rng, FIELDS[key].called) if key in FIELDS and rng.random() < 0.6 else key
     if key != "name" and rng.random() < 0.4:
