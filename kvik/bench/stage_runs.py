@@ -212,5 +212,6 @@ def require_equal(stages: dict[str, list[list[float]]]) -> None:
     """Raises KvikError naming the first stage whose log-probabilities differ from the first one's."""
     (first, expected), *others = stages.items()
     for name, found in others:
-        if found != expected:
-            raise KvikError(f"stage {name} draws other tokens than {first}")
+        for number, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
+            if ours != theirs:
+                raise KvikError(f"request {number}: stage {name} draws {theirs}, but {first} draws {ours}")

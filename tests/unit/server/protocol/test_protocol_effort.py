@@ -41,7 +41,7 @@ def test_so_many_values_are_taken_and_decoded_in_a_moment_and_twice_as_many_are_
     body = listed(unit, count)
     started = time.thread_time()
     decode_body(body)
-    assert time.thread_time() - started < 1.0
+    assert time.thread_time() - started < 5.0
     with pytest.raises(ApiError, match="than are taken at a time") as caught:
         decode_body(listed(unit, 2 * count))
     assert caught.value.status == 400
