@@ -111,8 +111,8 @@ def owned_record(rng: Random, side: Side) -> Record:
 
 
 def extraction_among(rng: Random, side: Side) -> Turn:
-    """The value of one field of one of several records: two steps, from the name to the record and on to the field. Asked
-    for more often in training than `extraction` does by itself, as it is learned last.
+    """The value of one field of one of several records: two steps, from the name to the record and on to the field. It
+    is learned last, so training asks for it more often than `extraction` does by itself.
     """
     facts = owned_record(rng, side)
     key = rng.choice(list(facts)[1:])
