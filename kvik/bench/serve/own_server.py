@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import kvik
 from kvik.bench.peers import Peer, PeerProgram
 from kvik.bench.serve.connection import Pool
 from kvik.bench.serve.replies import Document, LoadError
@@ -30,6 +31,9 @@ HOST = "127.0.0.1"
 PATIENCE_S = 600.0
 """A large model may take minutes to load."""
 LOOK_S = 0.05
+PACKAGE_ROOT = str(Path(kvik.__file__).parents[1])
+KVIK = (sys.executable, "-c", f"import sys; sys.path[0] = {PACKAGE_ROOT!r}; from kvik.cli.main import main; main()")
+"""The command line of this very package: `-m kvik` would look in the current folder first, where another may lie."""
 
 
 def engine_flags(config: EngineConfig) -> list[str]:
@@ -57,7 +61,7 @@ def own_server(config: EngineConfig, *more: str) -> Iterator[Target]:
     port, key = free_port(), secrets.token_hex(16)
     where = ["--host", HOST, "--port", str(port), "--api-key", key, "--log-level", "error"]
     flags = [*where, *engine_flags(config), *more]
-    peer = Peer(PeerProgram("server", (sys.executable, "-m", "kvik", "serve", *flags)), label="kvik serve")
+    peer = Peer(PeerProgram("server", (*KVIK, "serve", *flags)), label="kvik serve")
     target = Target(HOST, port, key=key)
     try:
         asyncio.run(_until_ready(target, peer.pid))
