@@ -12,6 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from kvik.checkpoint.files import read_json, shown
+from kvik.checkpoint.formats.gathered import Gathered
 from kvik.checkpoint.formats.safetensors import Entry, SafetensorsFile
 from kvik.errors import CheckpointError
 
@@ -19,28 +20,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-class Weights:
+class Weights(Gathered[SafetensorsFile]):
     """Tensors by name, over all files."""
-
-    def __init__(self, files: list[SafetensorsFile]) -> None:
-        """Gather the tensors. Raises CheckpointError if two files hold one name."""
-        self._file_of: dict[str, SafetensorsFile] = {}
-        for file in files:
-            for name in file.entries:
-                if name in self._file_of:
-                    raise CheckpointError(f"{file.path}: tensor {shown(name)} is in {self.path(name).name} too")
-                self._file_of[name] = file
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._file_of
-
-    def names(self) -> list[str]:
-        """Every tensor of every file."""
-        return list(self._file_of)
-
-    def path(self, name: str) -> Path:
-        """The file that holds this tensor."""
-        return self._file_of[name].path
 
     def entry(self, name: str) -> Entry:
         """Type, shape and place of this tensor."""
@@ -53,10 +34,6 @@ class Weights:
     def integers(self, name: str) -> NDArray[Any]:
         """A read-only view of whole numbers; see `SafetensorsFile.integers`."""
         return self._file_of[name].integers(name)
-
-    def release(self, name: str) -> None:
-        """Give the tensor's pages back; see `SafetensorsFile.release`."""
-        self._file_of[name].release(name)
 
 
 def open_weights(directory: Path) -> Weights:

@@ -13,6 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from kvik.checkpoint.files import shown
+from kvik.checkpoint.formats.gathered import Gathered
 from kvik.checkpoint.formats.gguf.file import Entry, GgufFile
 from kvik.errors import CheckpointError
 
@@ -20,7 +21,7 @@ MAX_PARTS = 9999
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
-class GgufParts:
+class GgufParts(Gathered[GgufFile]):
     """Tensors by name, over all files."""
 
     def __init__(self, files: list[GgufFile]) -> None:
@@ -29,23 +30,7 @@ class GgufParts:
         """
         self.metadata = files[0].metadata
         self.first = files[0].path
-        self._file_of: dict[str, GgufFile] = {}
-        for file in files:
-            for name in file.entries:
-                if name in self._file_of:
-                    raise CheckpointError(f"{file.path}: tensor {shown(name)} is in {self.path(name).name} too")
-                self._file_of[name] = file
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._file_of
-
-    def names(self) -> list[str]:
-        """Every tensor of every file."""
-        return list(self._file_of)
-
-    def path(self, name: str) -> Path:
-        """The file that holds this tensor."""
-        return self._file_of[name].path
+        super().__init__(files)
 
     def entry(self, name: str) -> Entry:
         """Type, shape and place of this tensor."""
@@ -54,10 +39,6 @@ class GgufParts:
     def blocks(self, name: str) -> NDArray[Any]:
         """A read-only view; see `GgufFile.blocks`."""
         return self._file_of[name].blocks(name)
-
-    def release(self, name: str) -> None:
-        """Give the tensor's pages back; see `GgufFile.release`."""
-        self._file_of[name].release(name)
 
 
 def open_parts(path: Path) -> GgufParts:

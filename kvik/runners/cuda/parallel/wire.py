@@ -9,6 +9,7 @@ who sends.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -25,37 +26,18 @@ PLAN = {
     "block_tables": np.int32,
     "copies": np.int32,
 }
-SAMPLE = {
-    "rows": np.int32,
-    "keys": np.int64,
-    "temperature": np.float32,
-    "top_k": np.int32,
-    "top_p": np.float32,
-    "min_p": np.float32,
-    "repetition_penalty": np.float32,
-    "presence_penalty": np.float32,
-    "frequency_penalty": np.float32,
-    "seeds": np.uint64,
-    "positions": np.int64,
-    "num_logprobs": np.int32,
-    "bias_start": np.int32,
-    "bias_tokens": np.int32,
-    "bias_values": np.float32,
-    "history_start": np.int32,
-    "history_tokens": np.int32,
-    "history_prompt": np.int32,
-    "mask_index": np.int32,
-    "masks": np.uint32,
-}
-SCORE = {"indices": np.int32, "targets": np.int32, "num_top": np.int32}
+SAMPLE, SCORE = (
+    {each.name: getattr(empty, each.name).dtype.type for each in fields(empty)} for empty in (SamplePlan(), ScorePlan())
+)
+"""Types as the records themselves begin with them."""
 VECTOR = -1
 
 
 def to_bytes(plan: StepPlan) -> bytes:
     """The plan as bytes."""
     parts = [np.int64(plan.step).tobytes()]
-    for record, fields in ((plan, PLAN), (plan.sample, SAMPLE), (plan.score, SCORE)):
-        for name, kind in fields.items():
+    for record, kinds in ((plan, PLAN), (plan.sample, SAMPLE), (plan.score, SCORE)):
+        for name, kind in kinds.items():
             array = np.ascontiguousarray(getattr(record, name), kind)
             rows, columns = array.shape if array.ndim == 2 else (len(array), VECTOR)
             parts += [np.array([rows, columns], np.int64).tobytes(), array.tobytes()]
@@ -66,9 +48,9 @@ def from_bytes(data: bytes) -> StepPlan:
     """The plan that `to_bytes` wrote. Raises ValueError for bytes that are no plan."""
     step, at = int(np.frombuffer(data, np.int64, 1)[0]), 8
     records: list[dict[str, NDArray[Any]]] = []
-    for fields in (PLAN, SAMPLE, SCORE):
+    for kinds in (PLAN, SAMPLE, SCORE):
         arrays: dict[str, NDArray[Any]] = {}
-        for name, kind in fields.items():
+        for name, kind in kinds.items():
             rows, columns = (int(n) for n in np.frombuffer(data, np.int64, 2, at))
             count = rows * (1 if columns == VECTOR else columns)
             values = np.frombuffer(data, kind, count, at + 16)
