@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from kvik.cli.options import json_option
-from kvik.cli.results import POSITIVE, check_line
-from kvik.cli.terminal import json_line, note
+from kvik.cli.results import POSITIVE, check_line, hand_over
+from kvik.cli.terminal import note
 
 KEY_VARIABLES = ("KVIK_API_KEY", "OPENAI_API_KEY")
 LATE_MS = 10.0
@@ -54,13 +54,9 @@ def serve(output: Path | None, as_json: bool, **flags: Any) -> int:
     Choose one of --concurrency (8 unless said), --rate, --trace and --ramp. With --profile the exit status is 1 if a
     limit is broken, and what to change is said.
     """
-    from kvik.bench.evidence import write
-
     result = measured(flags)
     verdicts = judged(result, flags["profile"])
-    if output is not None:
-        write(result, output)
-    click.echo(json_line(result) if as_json else "\n".join(table(result)))
+    hand_over(result, table, output=output, as_json=as_json)
     return int(any(each["passed"] is False for each in verdicts))
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import click
 
 from kvik.cli.options import engine_options, json_option
-from kvik.cli.results import POSITIVE, check_line
+from kvik.cli.results import POSITIVE, check_line, hand_over
 from kvik.cli.session import read_text
-from kvik.cli.terminal import human_bytes, is_terminal, json_line, note
+from kvik.cli.terminal import human_bytes, is_terminal, note
 from kvik.errors import ConfigError
 
 HEAD = (
@@ -45,7 +45,6 @@ def compare(
     A, B .. are models as every command takes them (box is the model in the box), each perhaps with options after an @
     that the others do not have: A@weights=int4,kv_dtype=int8. All are loaded at once and must have one vocabulary.
     """
-    from kvik.bench.evidence import write
     from kvik.bench.judge_operands import parse_operands
     from kvik.bench.judge_result import Comparison, judge
     from kvik.bench.measure import Repeat
@@ -64,9 +63,7 @@ def compare(
     )
     repeat = Repeat(warmups=1, least=rounds, most=rounds)
     result = judge(asked, repeat, note, show_positions, show_answers=is_terminal(sys.stderr))
-    if output is not None:
-        write(result, output)
-    click.echo(json_line(result) if as_json else "\n".join(table(result)))
+    hand_over(result, table, output=output, as_json=as_json)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ import click
 
 from kvik.cli.bench_serve import times_line
 from kvik.cli.options import engine_options
-from kvik.cli.results import POSITIVE, repeat_options_with, repetition, table
-from kvik.cli.terminal import json_line, note
+from kvik.cli.results import POSITIVE, hand_over, repeat_options_with, repetition
+from kvik.cli.terminal import note
 
 
 @click.command()
@@ -29,15 +29,12 @@ def latency(
     as_json: bool,
 ) -> None:
     """Latency of a request that has the engine to itself: TTFT, TPOT, ITL, E2E."""
-    from kvik.bench.evidence import write
     from kvik.bench.latency import LatencyWorkload, measure_latency
     from kvik.config import EngineConfig
 
     config, workload = EngineConfig.from_options(**engine), LatencyWorkload(input_len, output_len)
     result = measure_latency(config, workload, repetition(warmups, repetitions, spread), note)
-    if output is not None:
-        write(result, output)
-    click.echo(json_line(result) if as_json else "\n".join([*table(result), *rows(result)]))
+    hand_over(result, rows, output=output, as_json=as_json)
 
 
 def rows(result: dict[str, Any]) -> list[str]:

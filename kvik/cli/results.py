@@ -69,12 +69,18 @@ def deliver(
     as_json: bool,
 ) -> None:
     """Measure, write the evidence where it was asked for, and show it."""
+    hand_over(measure(repetition(warmups, repetitions, spread)), table, output=output, as_json=as_json)
+
+
+def hand_over(
+    result: dict[str, Any], rows: Callable[[dict[str, Any]], list[str]], *, output: Path | None, as_json: bool
+) -> None:
+    """Write a result where it was asked for, and show it: as rows for people, or as JSON."""
     from kvik.bench.evidence import write
 
-    result = measure(repetition(warmups, repetitions, spread))
     if output is not None:
         write(result, output)
-    click.echo(json_line(result) if as_json else "\n".join(table(result)))
+    click.echo(json_line(result) if as_json else "\n".join(rows(result)))
 
 
 def table(result: dict[str, Any]) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from kvik.cli.options import engine_options
-from kvik.cli.results import POSITIVE, check_line, known, repeat_options_with, repetition
-from kvik.cli.terminal import json_line, note
+from kvik.cli.results import POSITIVE, check_line, hand_over, known, repeat_options_with, repetition
+from kvik.cli.terminal import note
 
 QUICK = {"num_prompts": 4, "output_len": 8, "concurrency": 2, "rounds": 2}
 
@@ -40,7 +40,6 @@ def stages(
     runner (recorded plans), plans (scheduler), engine, llm (LLM.generate), async (AsyncLLM), process (AsyncLLM with the
     engine in a child process), http, stream. Loads the model four times.
     """
-    from kvik.bench.evidence import write
     from kvik.bench.stages import StageWorkload, measure_stages
     from kvik.config import EngineConfig
     from kvik.engine.build import open_model
@@ -54,9 +53,7 @@ def stages(
     vocab_size = open_model(config).spec.vocab_size
     workload = StageWorkload.seed_002(concurrency, count, input_len, output_len, vocab_size)
     result = measure_stages(config, workload, repeat, note, quick=quick)
-    if output is not None:
-        write(result, output)
-    click.echo(json_line(result) if as_json else "\n".join(table(result)))
+    hand_over(result, table, output=output, as_json=as_json)
 
 
 def table(result: dict[str, Any]) -> list[str]:

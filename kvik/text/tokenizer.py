@@ -151,11 +151,11 @@ class Tokenizer:
     @staticmethod
     def _encode(raw: RawTokenizer, text: str, add_special_tokens: bool = False) -> list[int]:
         """One text as a batch of one: that way the library lets other threads run meanwhile."""
-        wrong = "has half of a surrogate pair" if isinstance(text, str) else f"is a {type(text).__name__}"
         try:
             batch = [text] if isinstance(text, str) else None
             ids: list[int] = raw.encode_batch(batch, add_special_tokens=add_special_tokens)[0].ids
         except TypeError:
+            wrong = "has half of a surrogate pair" if isinstance(text, str) else f"is a {type(text).__name__}"
             raise InvalidRequestError(f"the text {wrong}; expected Unicode text", param="prompt") from None
         return ids
 
