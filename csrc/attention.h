@@ -22,7 +22,7 @@ using kvik::CombineItem;
 
 constexpr float NEVER = -__builtin_inff();
 
-// Keys or values of a run of groups of one sequence: where each group lies, and an offset within it.
+// The scales of one head in a run of groups of one sequence: where each group lies, and an offset within it.
 struct Groups {
     const char* const* at;
     int64_t offset;
@@ -86,7 +86,7 @@ KVIK_INLINE void merge(float& max, float& sum, float* out, float part_max, float
 
 // What one partition of an item reads: `count` groups from position `begin` on; none, if no query sees any of it.
 struct Span {
-    Groups groups;
+    const char* const* groups;
     int64_t count, begin;
 };
 
@@ -166,7 +166,7 @@ KVIK_INLINE Span span_of(const AttendArgs& args, const AttendItem& item, int64_t
         at[i] = args.kv_layer + table[block] * args.kv.block_bytes() +
                 (position - block * args.kv.block_size) / GROUP * args.kv.group_bytes();
     }
-    return {{at, 0}, count, begin};
+    return {at, count, begin};
 }
 
 // scores = q x keys. `q` is the first head's; `next_head` elements on are those of the next.
@@ -177,7 +177,7 @@ KVIK_INLINE void score_groups(const AttendArgs& args, const Span& span, const ty
     const int64_t bytes = kvik::kblock_bytes(args.kv.form);
     for (int64_t g = 0; g < span.count; g++) {
         for (int64_t h = 0; h < heads.count; h++) {
-            InOrder keys{span.groups(g) + args.kv.keys_offset(heads.first + h), bytes};
+            InOrder keys{span.groups[g] + args.kv.keys_offset(heads.first + h), bytes};
             const Ahead none{keys(0), 0, 0};
 #if defined(KVIK_AMX)
             if (args.kv.form == KVIK_INT8) {
@@ -221,7 +221,7 @@ KVIK_INLINE void weigh_values(const AttendArgs& args, const Span& span, const He
     for (int64_t g = 0; g < span.count; g++) {
         for (int64_t h = 0; h < heads.count; h++) {
             const int64_t row = h * heads.pitch;
-            const char* values = span.groups(g) + args.kv.values_offset(heads.first + h);
+            const char* values = span.groups[g] + args.kv.values_offset(heads.first + h);
             const typename F::act* probs =
                 s.probs + row_at<F>(row, s.probs_stride) + (F::PER == 1 ? g * GROUP : g * s.probs_stride);
             float* part = s.part + row * dims;
@@ -243,8 +243,8 @@ static void attend_partition(const AttendArgs& args, const AttendItem& item, con
     const bool is_int8 = args.kv.form == KVIK_INT8;
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(args.spec->head_dim));
     for (int64_t h = 0; h < heads.count; h++) {
-        const Groups key_scales{span.groups.at, args.kv.keys_offset(heads.first + h) + args.kv.scales_offset()};
-        const Groups value_scales{span.groups.at, args.kv.values_offset(heads.first + h) + args.kv.scales_offset()};
+        const Groups key_scales{span.groups, args.kv.keys_offset(heads.first + h) + args.kv.scales_offset()};
+        const Groups value_scales{span.groups, args.kv.values_offset(heads.first + h) + args.kv.scales_offset()};
         for (int64_t r = h * heads.pitch; r < h * heads.pitch + heads.rows; r++) {
             const int64_t position = args.positions[item.begin + (r - h * heads.pitch) / group];
             float* scores = s.scores + r * args.partition;
